@@ -1,0 +1,225 @@
+"""One file format for trained state, written so that a crash at any moment leaves the old file or the new one.
+
+A state is a dictionary of nested builtins and tensors: prompt, seed, recipe (config.to_dict), stage, step, scene, and
+where there are any lora, optimizer, models. On disk it gains `format`, `version` and `digest`. Equal states give equal
+bytes, whatever order their dictionaries were filled in. Design: commit by rename, as Orbax does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import math
+import os
+import struct
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fourdfy_cli.errors import DAMAGED, DIVERGED, FAILURE, USAGE, FourdfyError
+
+FORMAT, VERSION = "fourdfy", 1
+HEADER = ("format", "version", "digest")
+REQUIRED = {"prompt": str, "seed": int, "recipe": dict, "stage": int, "step": int, "scene": dict}
+LAST, PREVIOUS = "last.pt", "last.prev.pt"
+# What zipfile and torch.load raise on a damaged or foreign file.
+UNREADABLE = (
+    OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError,
+    MemoryError, UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a state atomically: temporary file in the same folder, fsync, rename, fsync of the folder.
+
+    Raises FourdfyError: exit 5 if a tensor holds a number that is not finite, exit 1 if the disk refuses; the file that
+    was there before is then untouched.
+    """
+    _commit(path, state, None)
+
+
+def save_last(folder: Path, state: dict[str, Any]) -> Path:
+    """Save as the folder's last.pt and keep the one before as last.prev.pt; returns the path of the new one."""
+    _commit(folder / LAST, state, folder / PREVIOUS)
+    return folder / LAST
+
+
+def _commit(path: Path, state: dict[str, Any], previous: Path | None) -> None:
+    plain = _complete(state)
+    with replacing(path, previous) as temporary, open(temporary, "wb") as file:
+        torch.save(plain, file)  # to an open file: given a path, torch would store that name in the archive
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read and verify a checkpoint; tensors come on the CPU.
+
+    Raises FourdfyError: exit 2 if the file is missing, exit 6 if it is damaged, foreign or from a newer version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
+        raise FourdfyError(f"{path} {what}", 'fourdfy generate "a red dog jumping"', USAGE)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()  # torch itself does not look at the checksums
+        state = None if broken else torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise FourdfyError(f"{path} cannot be read: {error.strerror}", f"ls -l {path}", USAGE) from None
+    except UNREADABLE:
+        raise _refused(path, "is damaged, or not a fourdfy checkpoint") from None
+    _verify(path, state)
+    return state
+
+
+def recover(folder: Path, note: Callable[[str], None] = lambda _: None) -> dict[str, Any] | None:
+    """The newest of last.pt and last.prev.pt that verifies, or None where there is neither; `note` hears of a fall-back.
+
+    Also clears away temporary files of processes that died. Raises FourdfyError (exit 6) if every one is damaged.
+    """
+    sweep(folder)
+    failures = []
+    for path in (folder / LAST, folder / PREVIOUS):
+        if path.exists():
+            try:
+                return load(path)
+            except FourdfyError as error:
+                failures.append(error)
+                note(f"{error.message}; trying the one before")
+    if failures:
+        raise failures[0]
+    return None
+
+
+def digest(state: dict[str, Any]) -> str:
+    """sha256, in hex, over every leaf by its sorted dotted key: a tensor's dtype, shape and bytes, a builtin's repr. The
+    header (format, version, digest) does not count."""
+    total = hashlib.sha256()
+    body = {key: value for key, value in state.items() if key not in HEADER}
+    for key, leaf in sorted(_leaves(body), key=lambda pair: pair[0]):
+        if isinstance(leaf, Tensor):
+            total.update(f"{key}\0{leaf.dtype}{tuple(leaf.shape)}\0".encode())
+            total.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        else:
+            total.update(f"{key}\0{leaf!r}\0".encode(errors="surrogatepass"))
+    return total.hexdigest()
+
+
+@contextlib.contextmanager
+def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
+    """A temporary path beside `path` (same suffix) that takes its place, synced to disk, when the block ends well and
+    disappears when it does not; the file that was there is renamed to `previous` if given. Raises FourdfyError (exit 1)
+    where the disk refuses."""
+    path = Path(path)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as file:
+            _sync(file.fileno())
+        if previous and path.exists():
+            os.replace(path, previous)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise FourdfyError(f"cannot write {path}: {error.strerror or error}", f"df -h {path.parent}", FAILURE) from None
+    finally:
+        temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
+
+
+def sweep(folder: Path) -> None:
+    """Delete the temporary files that processes no longer alive left in a folder."""
+    for path in folder.glob(".tmp-*-*"):
+        pid = path.name.split("-")[1]
+        if pid.isdigit() and not _alive(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _sync(descriptor: int) -> None:
+    """fsync, where the file system knows it."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _complete(state: dict[str, Any]) -> dict[str, Any]:
+    """A canonical copy of a state, with header."""
+    missing = [key for key, kind in REQUIRED.items() if not isinstance(state.get(key), kind)]
+    if missing:
+        raise TypeError(f"a checkpoint needs {', '.join(missing)}")
+    plain = _plain({key: value for key, value in state.items() if key not in HEADER}, "state")
+    return {"format": FORMAT, "version": VERSION, **plain, "digest": digest(plain)}
+
+
+def _plain(value: Any, key: str) -> Any:
+    """Builtins and CPU tensors only, dictionaries sorted, strings interned, no storage shared: what makes bytes equal."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise FourdfyError(f"{key} holds a number that is not finite; nothing was saved", "fourdfy info last.pt", DIVERGED)
+        return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    if isinstance(value, dict):
+        names = sorted(value, key=lambda name: (type(name).__name__, name))
+        return {_plain(name, key): _plain(value[name], f"{key}.{name}") for name in names}
+    if isinstance(value, (list, tuple)):
+        return type(value)([_plain(item, f"{key}.{i}") for i, item in enumerate(value)])
+    if isinstance(value, str):
+        return sys.intern(str(value))
+    if isinstance(value, float) and not math.isfinite(value):
+        raise FourdfyError(f"{key} is not finite; nothing was saved", "fourdfy info last.pt", DIVERGED)
+    if value is None or type(value) in (bool, int, float):
+        return value
+    raise TypeError(f"{key} is a {type(value).__name__}; a checkpoint holds tensors and builtins only")
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf by its dotted key; empty containers are leaves too."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    if not isinstance(value, (dict, list, tuple)) or not value:
+        yield prefix, value
+    for name, item in items:
+        yield from _leaves(item, f"{prefix}.{name}")
+
+
+def _verify(path: Path, state: Any) -> None:
+    """Raises FourdfyError (exit 6) unless this is a whole checkpoint of a version this program reads."""
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise _refused(path, "is damaged" if state is None else "is not a fourdfy checkpoint")
+    version = state.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise FourdfyError(f"{path} was written by a newer fourdfy (format {version})", "pip install --upgrade fourdfy", DAMAGED)
+    whole = version == VERSION and all(isinstance(state.get(key), kind) for key, kind in REQUIRED.items())
+    if not whole or state.get("digest") != digest(state):
+        raise _refused(path, "is damaged: its contents do not match its digest")
+
+
+def _refused(path: Path, what: str) -> FourdfyError:
+    spare = path.with_name(PREVIOUS)
+    hint = f"fourdfy info {spare}" if path.name == LAST and spare.exists() else f"ls {path.parent}"
+    return FourdfyError(f"{path} {what}", hint, DAMAGED)

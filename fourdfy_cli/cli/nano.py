@@ -1,0 +1,97 @@
+"""`fourdfy nano world|train|sample|score`: the toy world and the small models that ship with the package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fourdfy_cli.cli import options
+from fourdfy_cli.errors import USAGE, FourdfyError
+
+app = typer.Typer(help="The toy world, and the small models that ship with this package.", rich_markup_mode="rich")
+
+KINDS = ("multiview", "image", "video")
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a checkpoint.", show_default=False)]
+Video = Annotated[Path | None, typer.Option("--out", help="Ground-truth video, .mp4.", show_default="gt.mp4")]
+Sheet = Annotated[Path | None, typer.Option("--sheet", help="Sheet of views and times, .png.", show_default=False)]
+Part = Annotated[str | None, typer.Option("--part", help="One model only.", show_default="all, in order")]
+Folder = Annotated[Path, typer.Option("--out", help="Folder that gets the models, logs and samples.")]
+Again = Annotated[bool, typer.Option("--resume", help="Go on where an earlier training stopped.")]
+
+
+@app.command()
+@options.grouped
+def world(prompt: options.Prompt, common: options.Common, out: Video = None, sheet: Sheet = None) -> None:
+    """Show what a prompt means in the toy world: the ground truth that scores compare with."""
+    options.check_prompt(prompt, "nano")
+    video = out or (None if sheet else Path("gt.mp4"))
+    for path, suffix in ((video, ".mp4"), (sheet, ".png")):
+        if path:
+            _check_file(path, suffix)
+    from fourdfy_cli.nano import show
+
+    if video:
+        show.video(prompt, video)
+    if sheet:
+        show.sheet(prompt, sheet)
+    common.output.finish({"video": video, "sheet": sheet})
+
+
+@app.command()
+@options.grouped
+def train(common: options.Common, part: Part = None, out: Folder = Path("nano"), resume: Again = False, seed: options.Seed = 0) -> None:
+    """Train the small models from a seed, all or one part."""
+    options.check_writable(out)
+    from fourdfy_cli.nano.train import train as fit
+
+    fit(part, out, resume, seed, common.output.note)
+    common.output.finish({"folder": out})
+
+
+@dataclass(frozen=True)
+class Draw(options.Common):
+    """Options of `nano sample`."""
+
+    multiview: Annotated[bool, typer.Option("--multiview", help="Four views of one thing (the default).")] = False
+    image: Annotated[bool, typer.Option("--image", help="Front, side and back view, each by itself.")] = False
+    video: Annotated[bool, typer.Option("--video", help="The frames of a clip.")] = False
+    out: Annotated[Path, typer.Option("--out", help="The sheet of samples, .png.")] = Path("sample.png")
+    seed: options.Seed = 0
+    steps: Annotated[int, typer.Option("--steps", min=1, max=1000, help="DDIM steps.")] = 25
+    scale: Annotated[float, typer.Option("--scale", help="Classifier-free guidance scale.")] = 3.0
+
+
+@app.command()
+@options.grouped
+def sample(prompt: options.Prompt, draw: Draw) -> None:
+    """Sample one of the diffusion models, to see what it knows."""
+    options.check_prompt(prompt, "nano")
+    kinds = [kind for kind in KINDS if getattr(draw, kind)] or ["multiview"]
+    if len(kinds) > 1:
+        raise FourdfyError(f"choose one of --{' and --'.join(kinds)}", f"fourdfy nano sample PROMPT --{kinds[0]}", USAGE)
+    _check_file(draw.out, ".png")
+    from fourdfy_cli.nano.sample import sample as ddim
+
+    path = ddim(prompt, kinds[0], draw.out, draw.seed, draw.steps, draw.scale)
+    draw.output.finish({"sample": path, "kind": kinds[0]})
+
+
+@app.command()
+@options.grouped
+def score(run: Run, common: options.Common) -> None:
+    """Compare a run with the toy world's ground truth, at views and times it never saw."""
+    if not run.exists():
+        raise FourdfyError(f"{run} does not exist", 'fourdfy generate "a red dog jumping"', USAGE)
+    from fourdfy_cli.nano.score import score as compare
+
+    common.output.finish(compare(run))
+
+
+def _check_file(path: Path, suffix: str) -> None:
+    if path.suffix != suffix:
+        raise FourdfyError(f"{path} should end in {suffix}", f"--out {path.with_suffix(suffix)}", USAGE)
+    options.check_writable(path.parent)

@@ -1,0 +1,270 @@
+"""The recipe of a run: frozen dataclasses, overrides by dotted key, to and from plain dictionaries.
+
+Units: degrees, world units (the scene box is [-1,1]^3), fractions of a stage's steps for every schedule, fractions of
+the T = 1000 diffusion steps for every noise level, pixels as (height, width). Numbers and sources: presets.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from fourdfy_cli.errors import USAGE, FourdfyError
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A schedule: `start` up to progress `begin`, `end` from progress `until`, linear between; progress is in [0,1]."""
+
+    start: float
+    end: float
+    begin: float = 0.0
+    until: float = 0.0
+
+    def at(self, progress: float) -> float:
+        if progress >= self.until:
+            return self.end
+        if progress <= self.begin:
+            return self.start
+        return self.start + (self.end - self.start) * (progress - self.begin) / (self.until - self.begin)
+
+
+def constant(value: float) -> Ramp:
+    return Ramp(value, value)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A multiresolution hash grid, tiny-cuda-nn's parameters; the defaults are 4D-fy's."""
+
+    levels: int = 16
+    features: int = 2
+    log2_table: int = 19
+    base: int = 16
+    growth: float = 1.447269237440378
+
+
+@dataclass(frozen=True)
+class Field:
+    """Static 3D grid + dynamic 4D grid, added; one density and one colour net of one hidden layer."""
+
+    static: Grid = Grid()
+    dynamic: Grid = Grid()
+    hidden: int = 64
+    blob_height: float = 10.0  # density bias at the origin
+    init: float = 1e-4  # grid entries start in U(-init, init)
+
+
+@dataclass(frozen=True)
+class Background:
+    """Spherical-harmonics network; while training replaced with chance `random` by one plain colour a clip, drawn in
+    [low, high], the same in r, g and b if `grey`."""
+
+    hidden: int = 16
+    random: float = 0.5
+    low: float = 0.0
+    high: float = 1.0
+    grey: bool = False
+
+
+@dataclass(frozen=True)
+class March:
+    """Ray marching: `samples` steps across the box's diagonal, occupancy grid of `cells`^3, pruning of faint samples."""
+
+    samples: int = 512
+    cells: int = 32
+    alpha: float = 0.01  # a sample fainter than this is dropped
+    transmittance: float = 1e-4  # and one behind this much
+    refresh: int = 16  # steps between occupancy updates
+    warmup: int = 256  # steps during which every cell is updated
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """Training cameras: uniform ranges, degrees and world units."""
+
+    distance: tuple[float, float] = (2.5, 3.0)
+    fovy: tuple[float, float] = (15.0, 60.0)
+    elevation: tuple[float, float] = (0.0, 30.0)
+
+
+@dataclass(frozen=True)
+class Shots:
+    """How a branch looks: `size` in pixels, `groups` of views (4 views a group for the multi-view branch, else 1);
+    before progress `fine_from` at `coarse` pixels with `coarse_groups`."""
+
+    size: tuple[int, int]
+    groups: int = 1
+    coarse: tuple[int, int] | None = None
+    coarse_groups: int = 1
+    fine_from: float = 0.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """One branch's guidance: standard classifier-free scale, loss weight, noise range, gradient form."""
+
+    scale: float
+    weight: float
+    low: Ramp
+    high: Ramp
+    form: str = "sds"  # "sds" or "reconstruction"
+    rescale: float = 0.5  # of the guided x0, reconstruction form only
+    size: tuple[int, int] = (256, 256)  # the diffusion model's own picture size
+    negative: str = ""
+    view_words: tuple[float, float] | None = None  # front and back thresholds in degrees
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates; 0 freezes."""
+
+    static: float
+    dynamic: float
+    nets: float
+    background: float
+    lora: float
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of Algorithm 1: which branch how often, and how fast what learns."""
+
+    steps: int
+    p_3d: float
+    p_image: float
+    rates: Rates
+    moving: bool = False  # static stages look at t = 0
+    dynamic_always: bool = False  # train the dynamic grid on every branch, not on video steps alone
+    cooldown: Ramp = Ramp(1.0, 1.0)  # factor on all rates
+    blob: Ramp = Ramp(0.5, 0.5)  # standard deviation of the density blob
+    sparsity: Ramp = Ramp(0.0, 0.0)
+    opaque: Ramp = Ramp(0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A branch of Algorithm 1: how it looks at the scene, and its guidance in each stage (a stage that does not draw
+    the branch ignores it)."""
+
+    shots: tuple[Shots, Shots, Shots]
+    scores: tuple[Score, Score, Score]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adaptation of the image model for Eq. 4 and 5."""
+
+    rank: int = 4
+    drop_camera: float = 0.1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that determines a run besides the prompt and the seed."""
+
+    name: str
+    models: str
+    frames: int
+    multiview: Branch
+    image: Branch
+    video: Branch
+    stage1: Stage
+    stage2: Stage
+    stage3: Stage
+    field: Field = Field()
+    background: Background = Background()
+    march: March = March()
+    cameras: Cameras = Cameras()
+    lora: Lora = Lora()
+    weight_decay: float = 0.01
+    preview_every: int = 1000
+    save_minutes: float = 5.0
+
+    def stage(self, number: int) -> Stage:
+        return (self.stage1, self.stage2, self.stage3)[number - 1]
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Plain nested builtins, for run.json and checkpoints."""
+    return dataclasses.asdict(recipe)
+
+
+def from_dict(values: dict[str, Any]) -> Recipe:
+    """Inverse of `to_dict`; raises FourdfyError for missing, unknown or mistyped keys."""
+    return _build(Recipe, values, "")
+
+
+def override(recipe: Recipe, assignment: str) -> Recipe:
+    """A recipe with one value changed, e.g. "stage3.steps=500" or "multiview.scores.0.scale=5".
+
+    Raises FourdfyError (exit 2) for an unknown key, naming the nearest right one, or a value of the wrong type.
+    """
+    key, equals, text = assignment.partition("=")
+    if not equals:
+        raise FourdfyError(f"--set wants key=value, not {assignment!r}", "--set stage3.steps=500", USAGE)
+    keys = leaves(to_dict(recipe))
+    if key not in keys:
+        near = difflib.get_close_matches(key, keys, 1, cutoff=0.3)
+        raise FourdfyError(f"there is no setting {key!r}", f"--set {near[0]}={keys[near[0]]}" if near else "fourdfy generate --help", USAGE)
+    values = to_dict(recipe)
+    at: Any = values
+    *path, last = [int(k) if k.isdigit() else k for k in key.split(".")]
+    for name in path:
+        if isinstance(at[name], tuple):
+            at[name] = list(at[name])
+        at = at[name]
+    at[last] = _read(text, keys[key], key)
+    return from_dict(values)
+
+
+def leaves(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Every leaf of nested builtins by its dotted key."""
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, (tuple, list)) else None
+    if items is None:
+        return {prefix: values}
+    return {k: v for name, value in items for k, v in leaves(value, f"{prefix}.{name}".lstrip(".")).items()}
+
+
+def _read(text: str, old: Any, key: str) -> Any:
+    """Text as a value of the old one's type."""
+    try:
+        if isinstance(old, bool):
+            return {"true": True, "false": False}[text.lower()]
+        if isinstance(old, str):
+            return text
+        if old is None and text.lower() == "none":
+            return None
+        number = float(text)
+        if not math.isfinite(number) or number < 0 or (isinstance(old, int) and not number.is_integer()):
+            raise ValueError
+        return int(number) if isinstance(old, int) else number
+    except (KeyError, ValueError):
+        raise FourdfyError(f"{key} wants a value like {old!r}, not {text!r}", f"--set {key}={old}", USAGE) from None
+
+
+def _build(kind: Any, value: Any, path: str) -> Any:
+    """A value of the annotated type from plain builtins."""
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        if not isinstance(value, dict) or set(value) != set(hints):
+            wrong = set(value) ^ set(hints) if isinstance(value, dict) else {repr(value)}
+            raise FourdfyError(f"recipe{path}: missing or unknown {', '.join(map(str, sorted(wrong, key=str)))}", "fourdfy doctor", USAGE)
+        return kind(**{name: _build(hint, value[name], f"{path}.{name}") for name, hint in hints.items()})
+    options = typing.get_args(kind)
+    if isinstance(kind, types.UnionType):
+        return None if value is None else _build(next(o for o in options if o is not type(None)), value, path)
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, (tuple, list)) or len(value) != len(options):
+            raise FourdfyError(f"recipe{path} wants {len(options)} values, not {value!r}", "fourdfy info CHECKPOINT", USAGE)
+        return tuple(_build(o, v, f"{path}.{i}") for i, (o, v) in enumerate(zip(options, value, strict=True)))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise FourdfyError(f"recipe{path} wants {kind.__name__}, not {value!r}", "fourdfy info CHECKPOINT", USAGE)
+    return value

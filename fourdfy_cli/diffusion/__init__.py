@@ -1,0 +1,1 @@
+"""Pretrained diffusion models: noise schedules, loading, multi-view attention, low-rank adaptation, text."""

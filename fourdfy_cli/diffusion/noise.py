@@ -1,0 +1,120 @@
+"""Noise levels and what networks predict.
+
+Notation: t is an integer noise level in 0..T-1 (an int, or a tensor [B] of them); abar_t = alphas_cumprod[t]; z is a clean latent, eps
+standard normal noise, z_t the noised latent, all [B ...]. Variance-preserving models noise by
+
+    z_t = a z + s eps,   a = sqrt(abar_t),   s = sqrt(1 - abar_t),
+
+and predict eps ("epsilon") or v = a eps - s z ("v_prediction"). Flow models ("flow_prediction") noise by z_t = (1 - tau) z + tau eps and
+predict eps - z; they fit the same table with abar = (1 - tau)^2 / ((1 - tau)^2 + tau^2), the abar of equal signal-to-noise ratio.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fourdfy_cli.errors import ENVIRONMENT, FourdfyError
+
+PREDICTIONS = ("epsilon", "v_prediction", "flow_prediction")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """alphas_cumprod [T] (float64, falling, in [0,1]) and what the network predicts, one of PREDICTIONS."""
+
+    alphas_cumprod: Tensor
+    prediction: str
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PREDICTIONS:
+            raise _unsupported("prediction_type", self.prediction, PREDICTIONS)
+
+    def __len__(self) -> int:
+        return len(self.alphas_cumprod)
+
+    @staticmethod
+    def from_config(config: dict[str, Any]) -> Schedule:
+        """The schedule of a diffusers `scheduler_config.json`; raises FourdfyError (exit 3) for one it does not know."""
+        steps = config.get("num_train_timesteps", 1000)
+        if str(config.get("_class_name", "")).startswith("FlowMatch"):
+            return _flow(steps, config)
+        low, high, kind = (config.get(key) for key in ("beta_start", "beta_end", "beta_schedule"))
+        if kind not in ("linear", "scaled_linear"):
+            raise _unsupported("beta_schedule", kind, ("linear", "scaled_linear"))
+        if not (isinstance(low, float) and isinstance(high, float) and isinstance(steps, int) and 0 < low < high < 1 < steps):
+            raise _unsupported("beta_start, beta_end, num_train_timesteps", (low, high, steps), ("0 < start < end < 1", "steps > 1"))
+        if config.get("trained_betas") is not None or config.get("rescale_betas_zero_snr", False):
+            raise _unsupported("betas", "trained or rescaled", ("plain",))
+        root = 2 if kind == "scaled_linear" else 1
+        betas = torch.linspace(low ** (1 / root), high ** (1 / root), steps, dtype=torch.float64) ** root
+        prediction = config.get("prediction_type", "epsilon")
+        if prediction not in PREDICTIONS[:2]:
+            raise _unsupported("prediction_type", prediction, PREDICTIONS[:2])
+        return Schedule((1 - betas).cumprod(0), prediction)
+
+    def scales(self, t: int | Int[Tensor, " B"], like: Tensor) -> tuple[Tensor, Tensor]:
+        """Signal and noise scale of z_t, shaped to multiply `like`."""
+        abar = self._abar(t, like)
+        signal, noise = abar.sqrt(), (1 - abar).sqrt()
+        total = signal + noise if self.prediction == "flow_prediction" else torch.ones_like(abar)
+        return (signal / total).to(like.dtype), (noise / total).to(like.dtype)
+
+    def weight(self, t: int | Int[Tensor, " B"], like: Tensor) -> Tensor:
+        """DreamFusion's w(t) = 1 - abar_t, shaped to multiply `like`."""
+        return (1 - self._abar(t, like)).to(like.dtype)
+
+    def add(self, z: Float[Tensor, "B ..."], eps: Float[Tensor, "B ..."], t: int | Int[Tensor, " B"]) -> Float[Tensor, "B ..."]:
+        """z_t, the clean latent noised to level t."""
+        signal, noise = self.scales(t, z)
+        return signal * z + noise * eps
+
+    def x0(self, output: Float[Tensor, "B ..."], z_t: Float[Tensor, "B ..."], t: int | Int[Tensor, " B"]) -> Float[Tensor, "B ..."]:
+        """The clean latent that a network's output stands for."""
+        signal, noise = self.scales(t, z_t)
+        if self.prediction == "epsilon":
+            return (z_t - noise * output) / signal
+        return signal * z_t - noise * output if self.prediction == "v_prediction" else z_t - noise * output
+
+    def eps(self, output: Float[Tensor, "B ..."], z_t: Float[Tensor, "B ..."], t: int | Int[Tensor, " B"]) -> Float[Tensor, "B ..."]:
+        """The noise that a network's output stands for."""
+        signal, noise = self.scales(t, z_t)
+        if self.prediction == "epsilon":
+            return output
+        return noise * z_t + signal * output if self.prediction == "v_prediction" else z_t + signal * output
+
+    def target(self, z: Float[Tensor, "B ..."], eps: Float[Tensor, "B ..."], t: int | Int[Tensor, " B"]) -> Float[Tensor, "B ..."]:
+        """What the network should output for z noised by eps to level t."""
+        signal, noise = self.scales(t, z)
+        if self.prediction == "epsilon":
+            return eps
+        return signal * eps - noise * z if self.prediction == "v_prediction" else eps - z
+
+    def _abar(self, t: int | Tensor, like: Tensor) -> Tensor:
+        abar = self.alphas_cumprod[t if isinstance(t, int) else t.to(self.alphas_cumprod.device)].to(like.device)
+        return abar.reshape(-1, *[1] * (like.dim() - 1)) if abar.dim() else abar
+
+
+def guided(cond: Float[Tensor, "B ..."], uncond: Float[Tensor, "B ..."], scale: float) -> Float[Tensor, "B ..."]:
+    """Classifier-free guidance, the one convention of this package: uncond + scale (cond - uncond)."""
+    return uncond + scale * (cond - uncond)
+
+
+def _flow(steps: int, config: dict[str, Any]) -> Schedule:
+    """Rectified flow with a fixed timestep shift, tau = shift u / (1 + (shift - 1) u) for u = 1/T..1."""
+    if config.get("use_dynamic_shifting", False):
+        raise _unsupported("use_dynamic_shifting", True, (False,))
+    u = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    shift = config.get("shift", 1.0)
+    tau = shift * u / (1 + (shift - 1) * u)
+    return Schedule((1 - tau) ** 2 / ((1 - tau) ** 2 + tau**2), "flow_prediction")
+
+
+def _unsupported(key: str, value: Any, known: tuple) -> FourdfyError:
+    return FourdfyError(
+        f"scheduler_config.json: {key} {value!r} is not supported (known: {', '.join(map(str, known))})", "fourdfy nano train", ENVIRONMENT
+    )

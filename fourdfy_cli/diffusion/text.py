@@ -1,0 +1,89 @@
+"""Text embeddings: encoded once, then the encoder is freed; and which prompt a camera is shown.
+
+Embeddings are the text encoder's last hidden state [L C], L tokens, padded to the tokenizer's length. View-dependent prompts as in the
+released code of 4D-fy: "<prompt>, front view" if |azimuth| < F, "back view" if |azimuth| > 180 - B, else "side view"; degrees, strictly.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from fourdfy_cli.diffusion import models
+from fourdfy_cli.diffusion.models import ModelSpec
+
+VIEW_WORDS = ("front view", "side view", "back view")
+PREFIX = "text_model."  # of all keys in files of transformers before 5.x
+BUFFER = "embeddings.position_ids"  # 0, 1, 2, ...: a weight in files of transformers before 4.31
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A prompt and the embeddings [L C] of every text a guidance may ask for."""
+
+    prompt: str
+    table: dict[str, Tensor]
+
+    def __getitem__(self, text: str) -> Float[Tensor, "1 L C"]:
+        return self.table[text][None]
+
+    def plain(self, views: int) -> Float[Tensor, "V L C"]:
+        """The prompt as it is, for each view."""
+        return self[self.prompt].expand(views, -1, -1)
+
+    def facing(self, azimuth: Float[Tensor, " V"], thresholds: tuple[float, float] | None) -> Float[Tensor, "V L C"]:
+        """The prompt with the view words of each azimuth (radians); thresholds (front, back) in degrees, None for no words."""
+        if thresholds is None:
+            return self.plain(len(azimuth))
+        return torch.cat([self[worded(self.prompt, view_word(math.degrees(a), *thresholds))] for a in azimuth.tolist()])
+
+
+def worded(prompt: str, words: str) -> str:
+    return f"{prompt}, {words}"
+
+
+def view_word(azimuth: float, front: float, back: float) -> str:
+    """The view words of an azimuth; all in degrees."""
+    wrapped = abs((azimuth + 180) % 360 - 180)
+    return VIEW_WORDS[0] if wrapped < front else VIEW_WORDS[2] if wrapped > 180 - back else VIEW_WORDS[1]
+
+
+@torch.no_grad()
+def encode(spec: ModelSpec, prompts: list[str], device: torch.device | str) -> Float[Tensor, "N L C"]:
+    """Embeddings of the prompts; the encoder runs in float32 and is freed. Raises FourdfyError (exit 3) as `models.load`."""
+    folder = Path(spec.source)
+    tokens = _tokenizer(folder / spec.tokenizer)
+    encoder = _encoder(folder / spec.text_encoder).to(device)
+    ids = tokens(prompts, padding="max_length", max_length=tokens.model_max_length, truncation=True, return_tensors="pt").input_ids
+    return encoder(ids.to(device)).last_hidden_state
+
+
+def _tokenizer(folder: Path) -> CLIPTokenizer:
+    if not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
+        raise models.broken(f"{folder} holds no vocab.json and merges.txt")
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise models.broken(f"{folder} is not a tokenizer: {str(error).splitlines()[0][:200]}") from error
+
+
+def _encoder(folder: Path) -> CLIPTextModel:
+    config = models.read_json(folder / "config.json")
+    if config.get("architectures") != ["CLIPTextModel"]:
+        raise models.broken(f"{folder}/config.json: the class {config.get('architectures')} is not CLIPTextModel")
+    encoder = CLIPTextModel(
+        CLIPTextConfig(**{key: value for key, value in config.items() if key not in ("architectures", "dtype", "torch_dtype")})
+    )
+    path = models.weights_file(folder, "model", torch.float32)
+    state = {key.removeprefix(PREFIX): value.float() for key, value in models.read_weights(path).items()}
+    state.pop(BUFFER, None)
+    if any(key.startswith(PREFIX) for key in encoder.state_dict()):
+        state = {PREFIX + key: value for key, value in state.items()}
+    models.fill(encoder, state, path)
+    return encoder.eval().requires_grad_(False)

@@ -1,0 +1,1 @@
+"""Score distillation: what a diffusion model wants changed in pictures of the scene."""

@@ -1,0 +1,86 @@
+"""Load what the stages draw, and nothing else: texts are encoded once, networks and autoencoders shared where they are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import torch
+
+from fourdfy_cli.config import Branch, Recipe
+from fourdfy_cli.diffusion import lora, models, text
+from fourdfy_cli.diffusion.models import Diffusion, ModelSpec
+from fourdfy_cli.diffusion.text import VIEW_WORDS, Texts
+from fourdfy_cli.guidance.multiview import MultiviewGuidance
+from fourdfy_cli.guidance.pull import Guidance
+from fourdfy_cli.guidance.variational import VariationalGuidance
+from fourdfy_cli.guidance.video import VideoGuidance
+
+
+def build(
+    recipe: Recipe,
+    prompt: str,
+    specs: Mapping[str, ModelSpec],
+    device: torch.device | str,
+    dtype: torch.dtype,
+    branches: Iterable[str],
+    seed: int = 0,
+) -> dict[str, Guidance]:
+    """The guidances of `branches` ("multiview", "image", "video") by name; `seed` starts the LoRA.
+
+    `specs` has a model per branch, and may have one named "lora" to start the twin from (default: the image model; its text encoder and
+    autoencoder are the image model's in any case). Raises FourdfyError (exit 3) if a model is missing or damaged.
+    """
+    branches = list(branches)
+    wanted = {name: wanted_texts(prompt, getattr(recipe, name)) for name in branches}
+    texts = {name: Texts(prompt, table) for name, table in encode_texts(wanted, specs, device).items()}
+    loaded = load_models({name: specs[name] for name in branches}, device, dtype)
+    guidances: dict[str, Guidance] = {}
+    for name in branches:
+        if name == "multiview":
+            guidances[name] = MultiviewGuidance(loaded[name], texts[name])
+        elif name == "video":
+            guidances[name] = VideoGuidance(loaded[name], texts[name])
+        else:
+            twin = load_twin(loaded[name], specs.get("lora", specs[name]), recipe, device, dtype, seed)
+            guidances[name] = VariationalGuidance(loaded[name], twin, texts[name], recipe.lora.drop_camera)
+    return guidances
+
+
+def wanted_texts(prompt: str, branch: Branch) -> list[str]:
+    """Every text a branch may ask for: the prompt, with view words if any stage uses them, and the negative prompts."""
+    worded = [text.worded(prompt, words) for words in VIEW_WORDS] if any(score.view_words for score in branch.scores) else []
+    return list(dict.fromkeys([prompt, *worded, *(score.negative for score in branch.scores)]))
+
+
+def encode_texts(
+    wanted: Mapping[str, list[str]], specs: Mapping[str, ModelSpec], device: torch.device | str
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Embeddings by branch and text; each distinct text encoder is loaded once."""
+    encoders: dict[tuple[str, str, str], list[str]] = {}
+    for name in wanted:
+        key = (specs[name].source, specs[name].text_encoder, specs[name].tokenizer)
+        encoders.setdefault(key, []).append(name)
+    tables = {}
+    for names in encoders.values():
+        every = list(dict.fromkeys(one for name in names for one in wanted[name]))
+        table = dict(zip(every, text.encode(specs[names[0]], every, device), strict=True))
+        tables.update({name: table for name in names})
+    return tables
+
+
+def load_models(specs: Mapping[str, ModelSpec], device: torch.device | str, dtype: torch.dtype) -> dict[str, Diffusion]:
+    """A model per branch; models whose autoencoder is the same folder share it."""
+    vaes: dict[tuple[str, str], torch.nn.Module] = {}
+    loaded = {}
+    for name, spec in specs.items():
+        key = (spec.source, spec.vae)
+        loaded[name] = models.load(spec, device, dtype, vaes.get(key))
+        vaes[key] = loaded[name].vae
+    return loaded
+
+
+def load_twin(image: Diffusion, spec: ModelSpec, recipe: Recipe, device: torch.device | str, dtype: torch.dtype, seed: int) -> Diffusion:
+    """The image model's LoRA twin, with the prediction type of the folder it starts from."""
+    unet = lora.twin(spec, recipe.lora.rank, device, dtype, torch.Generator().manual_seed(seed))
+    return replace(image, unet=unet, schedule=models.schedule(spec), spec=spec)

@@ -1,0 +1,39 @@
+"""Eq. 3: four views at a time, judged by a multi-view model that sees their cameras."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fourdfy_cli.config import Score
+from fourdfy_cli.diffusion.models import Diffusion
+from fourdfy_cli.diffusion.multiview import VIEWS
+from fourdfy_cli.diffusion.text import Texts
+from fourdfy_cli.guidance import pull, sds
+from fourdfy_cli.guidance.pull import Pull
+from fourdfy_cli.scene.cameras import Shot, unit_camera
+
+
+@dataclass(frozen=True)
+class MultiviewGuidance:
+    """Groups of 4 adjacent views; the prompt without view words; c2w with unit translation for both halves of the guidance."""
+
+    diffusion: Diffusion
+    texts: Texts
+
+    def __call__(self, rgb: Float[Tensor, "V H W 3"], shot: Shot, score: Score, progress: float, generator: torch.Generator) -> Pull:
+        """Draws the noise level (one for all views), the VAE's sample if it has one, then the noise."""
+        t = pull.level(score, progress, len(self.diffusion.schedule), generator)
+        camera = unit_camera(shot.c2w)
+
+        def gradient(z: Tensor) -> tuple[Tensor, float]:
+            x = sds.noised(self.diffusion.schedule, z, t, generator)
+            outputs = self.diffusion.predict(x.z_t, t, self.texts.plain(1), self.texts[score.negative], camera)
+            grad = pull.latent_gradient(x, outputs, score, len(z) // VIEWS)
+            return grad, pull.weighted_loss(grad, score.weight)
+
+        pulled = pull.through_encoder(self.diffusion.vae, rgb, score.size, gradient, generator)
+        return replace(pulled, logs=pulled.logs | {"t": float(t)})

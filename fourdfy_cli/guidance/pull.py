@@ -1,0 +1,76 @@
+"""From latent gradients to picture gradients.
+
+Pictures are rgb [V H W 3] in [0,1]. The gradient at the latents does not depend on the graph that made the pictures, so a guidance
+takes them without one and hands back d loss / d rgb: what is then to be pulled back through the renderer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from fourdfy_cli.config import Score
+from fourdfy_cli.diffusion.models import encode
+from fourdfy_cli.errors import USAGE, FourdfyError
+from fourdfy_cli.guidance import sds
+from fourdfy_cli.scene.cameras import Shot
+
+
+@dataclass(frozen=True)
+class Pull:
+    """d loss / d rgb [V H W 3], the loss, and figures for the log (t, grad_norm, ...); gradient and loss include score.weight."""
+
+    grad: Tensor
+    loss: float
+    logs: dict[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Guidance(Protocol):
+    """One branch's judge: how it wants the pictures of a shot changed at `progress` in [0,1] of the stage."""
+
+    def __call__(self, rgb: Tensor, shot: Shot, score: Score, progress: float, generator: torch.Generator) -> Pull: ...
+
+
+def through_encoder(
+    vae: torch.nn.Module,
+    rgb: Float[Tensor, "V H W 3"],
+    size: tuple[int, int],
+    latent_gradient: Callable[[Tensor], tuple[Tensor, float]],
+    generator: torch.Generator,
+) -> Pull:
+    """Resize pictures to the model's size (height, width), encode them, ask `latent_gradient` for (d loss / d z, loss) at the latents
+    z [V C h w], and pull the gradient back to the pictures."""
+    leaf = rgb.detach().requires_grad_(True)
+    picture = leaf.permute(0, 3, 1, 2)
+    if tuple(picture.shape[-2:]) != tuple(size):
+        picture = F.interpolate(picture, size, mode="bilinear", align_corners=False)
+    z = encode(vae, picture, generator)
+    at_latents, loss = latent_gradient(z.detach())
+    (grad,) = torch.autograd.grad(z, leaf, at_latents)
+    return Pull(grad, loss, {"grad_norm": grad.norm().item(), "latent_grad_norm": at_latents.norm().item()})
+
+
+def latent_gradient(x: sds.Noised, outputs: tuple[Tensor, Tensor], score: Score, groups: int) -> Tensor:
+    """Eq. 3 or 6 as score.form says, from the network's outputs (cond, uncond), times score.weight; exit 2 for another form."""
+    if score.form == "reconstruction":
+        return score.weight * sds.reconstruction_gradient(x, *outputs, score.scale, score.rescale, groups)
+    if score.form == "sds":
+        return score.weight * sds.video_gradient(x, *outputs, score.scale)
+    raise FourdfyError(f"a score's form is sds or reconstruction, not {score.form!r}", "--set multiview.scores.0.form=sds", USAGE)
+
+
+def weighted_loss(gradient: Tensor, weight: float) -> float:
+    """The loss of a gradient that already contains `weight`."""
+    return sds.loss_of(gradient) / weight if weight else 0.0
+
+
+def level(score: Score, progress: float, T: int, generator: torch.Generator) -> int:
+    """The noise level of this step, within the score's range at this progress."""
+    return sds.timestep(score.low.at(progress), score.high.at(progress), T, generator)

@@ -1,0 +1,69 @@
+"""Eq. 4: single pictures, judged by an image model against a low-rank twin that learns (Eq. 5) what renderings look like.
+
+Two networks see the same noised picture: the image model under the view-dependent prompt with classifier-free guidance, and the twin under
+the plain prompt and the raw camera, unguided. The twin's training loss is back-propagated into its `.grad` in the same call; stepping an
+optimizer is the caller's business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fourdfy_cli.config import Score
+from fourdfy_cli.diffusion.models import Diffusion, predict
+from fourdfy_cli.diffusion.noise import guided
+from fourdfy_cli.diffusion.text import Texts
+from fourdfy_cli.guidance import pull, sds
+from fourdfy_cli.guidance.pull import Pull
+from fourdfy_cli.scene.cameras import Shot
+
+
+@dataclass(frozen=True)
+class VariationalGuidance:
+    """`twin` is the image model with LoRA and camera embedding (diffusion/lora.py); `drop_camera` the chance of training it without one."""
+
+    diffusion: Diffusion
+    twin: Diffusion
+    texts: Texts
+    drop_camera: float
+
+    @property
+    def lora_unet(self) -> torch.nn.Module:
+        """The network whose trainable parameters (diffusion/lora.py) this guidance gives gradients."""
+        return self.twin.unet
+
+    def __call__(self, rgb: Float[Tensor, "V H W 3"], shot: Shot, score: Score, progress: float, generator: torch.Generator) -> Pull:
+        """Draws the noise level, the VAE's sample if it has one, the noise; then level, noise and camera drop of the twin's training.
+        Adds Eq. 5's gradient to the `.grad` of the twin's trained parameters."""
+        schedule, logs = self.diffusion.schedule, {}
+        t = pull.level(score, progress, len(schedule), generator)
+        camera = shot.c2w.flatten(1)
+        prompt = self.texts.facing(shot.azimuth(), score.view_words)
+
+        def gradient(z: Tensor) -> tuple[Tensor, float]:
+            x = sds.noised(schedule, z, t, generator)
+            outputs = self.diffusion.predict(x.z_t, t, prompt, self.texts[score.negative])
+            with torch.no_grad():
+                output = predict(self.twin.unet, x.z_t, t, self.texts.plain(len(z)), camera)
+            eps_pretrained = schedule.eps(guided(*outputs, score.scale), x.z_t, t)
+            grad = score.weight * sds.variational_gradient(x, eps_pretrained, self.twin.schedule.eps(output, x.z_t, t))
+            logs["lora_loss"] = self.learn(z, camera, generator)
+            return grad, pull.weighted_loss(grad, score.weight)
+
+        pulled = pull.through_encoder(self.diffusion.vae, rgb, score.size, gradient, generator)
+        return replace(pulled, logs=pulled.logs | logs | {"t": float(t)})
+
+    @torch.enable_grad()
+    def learn(self, z: Float[Tensor, "V C h w"], camera: Float[Tensor, "V 16"], generator: torch.Generator) -> float:
+        """Eq. 5 at any noise level 0..T-1, the camera zeroed with chance `drop_camera`; adds to the twin's gradients."""
+        T = len(self.twin.schedule)
+        x = sds.noised(self.twin.schedule, z, sds.timestep(0.0, 1.0, T, generator), generator)
+        keep = torch.rand(len(z), 1, generator=generator, device=generator.device) >= self.drop_camera
+        output = predict(self.twin.unet, x.z_t, x.t, self.texts.plain(len(z)), camera * keep.to(camera))
+        loss = sds.lora_loss(x, output)
+        loss.backward()
+        return loss.item()

@@ -1,0 +1,136 @@
+"""Algorithm 1 of 4D-fy: hybrid score distillation sampling, one step at a time.
+
+A step is a pure function of the scene and (seed, stage, step): every random number comes from a generator seeded with
+these and the name of its stream, so a run can be cut and resumed anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fourdfy_cli.config import Recipe, Shots, Stage
+from fourdfy_cli.guidance.pull import Guidance
+from fourdfy_cli.losses import opaqueness, sparsity
+from fourdfy_cli.scene.cameras import Shot, orbit_camera
+from fourdfy_cli.scene.scene import Scene, refresh, render
+
+BRANCHES = ("multiview", "image", "video")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run stands: all that decides a step's schedules and random numbers."""
+
+    recipe: Recipe
+    seed: int
+    stage: int
+    step: int
+
+    @property
+    def settings(self) -> Stage:
+        return self.recipe.stage(self.stage)
+
+    @property
+    def progress(self) -> float:
+        return self.step / max(self.settings.steps, 1)
+
+    def generator(self, stream: str) -> torch.Generator:
+        """A generator for one named stream of this step."""
+        key = hashlib.blake2b(f"{self.seed}/{self.stage}/{self.step}/{stream}".encode(), digest_size=8)
+        return torch.Generator().manual_seed(int.from_bytes(key.digest(), "big") >> 1)
+
+
+@dataclass
+class Outcome:
+    """What a step did: its branch and the values it minimised (the guidance's own, and the regularisers)."""
+
+    branch: str
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+def draw_branch(stage: Stage, generator: torch.Generator) -> str:
+    """Algorithm 1's two coins: 3D with p_3d, else image with p_image, else video."""
+    coins = torch.rand(2, generator=generator)
+    if coins[0] < stage.p_3d:
+        return "multiview"
+    return "image" if coins[1] < stage.p_image else "video"
+
+
+def frame_times(frames: int, generator: torch.Generator) -> Float[Tensor, " F"]:
+    """F consecutive times t0 + k / F with t0 uniform in [0, 1/F) (released code, `sample_rand_frames: t0`)."""
+    return (torch.rand((), generator=generator) + torch.arange(frames)) / frames
+
+
+def draw_cameras(moment: Moment, groups: int, turns: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Cameras [groups*turns 4 4] and fovy [groups*turns]: a group shares elevation, distance and fovy and looks from
+    `turns` azimuths 360/turns degrees apart. A fair coin picks elevations uniform in angle or in area on the sphere."""
+    cameras = moment.recipe.cameras
+    u = torch.rand(5, groups, generator=generator)
+    low, high = (math.radians(a) for a in cameras.elevation)
+    by_angle = low + (high - low) * u[0]
+    by_area = torch.asin(math.sin(low) + (math.sin(high) - math.sin(low)) * u[0])
+    elevation = by_angle if u[1, 0] < 0.5 else by_area
+    distance = cameras.distance[0] + (cameras.distance[1] - cameras.distance[0]) * u[2]
+    fovy = torch.deg2rad(cameras.fovy[0] + (cameras.fovy[1] - cameras.fovy[0]) * u[3])
+    azimuth = (u[4][:, None] + torch.arange(turns)) * (2 * math.pi / turns) - math.pi
+    each = [x[:, None].expand(groups, turns).reshape(-1) for x in (elevation, distance, fovy)]
+    return orbit_camera(azimuth.reshape(-1), each[0], each[1]), each[2]
+
+
+def draw_shot(branch: str, moment: Moment) -> Shot:
+    """V views, each a camera at a moment: 4 cameras 90 degrees apart at one time (3D), single cameras at one time
+    (image), or one camera at F consecutive times (video)."""
+    look: Shots = getattr(moment.recipe, branch).shots[moment.stage - 1]
+    coarse = look.coarse is not None and moment.progress < look.fine_from
+    size, groups = (look.coarse, look.coarse_groups) if coarse else (look.size, look.groups)
+    generator = moment.generator("camera")
+    c2w, fovy = draw_cameras(moment, groups, 4 if branch == "multiview" else 1, generator)
+    times = frame_times(moment.recipe.frames, generator)
+    if branch == "video":
+        frames = len(times)
+        return Shot(c2w.expand(frames, 4, 4), fovy.expand(frames), times, size)
+    pick = int(torch.randint(len(times), (), generator=generator))
+    time = times[pick] if moment.settings.moving else torch.tensor(0.0)
+    return Shot(c2w, fovy, time.expand(len(c2w)), size)
+
+
+def draw_backdrop(moment: Moment) -> Float[Tensor, 3] | None:
+    """One plain colour for the whole shot with chance `random`, else None: the background network."""
+    background = moment.recipe.background
+    u = torch.rand(4, generator=moment.generator("background"))
+    if u[0] >= background.random:
+        return None
+    colour = u[1:2].expand(3) if background.grey else u[1:]
+    return background.low + (background.high - background.low) * colour
+
+
+def step(scene: Scene, guidances: Mapping[str, Guidance], moment: Moment) -> Outcome:
+    """One step of Algorithm 1: leaves gradients in the scene (and in the LoRA on image steps); does not update."""
+    stage = moment.settings
+    blob = stage.blob.at(moment.progress)
+    if moment.step % moment.recipe.march.refresh == 0:
+        time = torch.rand((), generator=moment.generator("refresh")) if stage.moving else torch.tensor(0.0)
+        refresh(scene, moment.step, blob, time, moment.generator("cells"))
+    branch = draw_branch(stage, moment.generator("branch"))
+    shot = draw_shot(branch, moment)
+    scene.field.dynamic.requires_grad_(stage.moving and (branch == "video" or stage.dynamic_always))
+    frames = render(scene, shot, blob, draw_backdrop(moment), moment.generator("jitter"), train=True)
+    score = getattr(moment.recipe, branch).scores[moment.stage - 1]
+    pull = guidances[branch](frames.rgb.detach(), shot, score, moment.progress, moment.generator("noise"))
+    outcome = Outcome(branch, {branch: pull.loss, **pull.logs})
+    total = (frames.rgb * pull.grad).sum()
+    for name, term, weight in (("sparsity", sparsity, stage.sparsity), ("opaque", opaqueness, stage.opaque)):
+        if (factor := weight.at(moment.progress)) > 0:
+            value = term(frames.opacity)
+            total = total + factor * value
+            outcome.losses[name] = value.item()
+    if total.requires_grad:  # nothing to learn from where no ray met matter
+        total.backward()
+    return outcome

@@ -1,0 +1,205 @@
+"""How the nano models are trained, part by part: autoencoder, text and multi-view and image UNet, video UNet, CLIP."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderDC, UNet2DConditionModel, UNet3DConditionModel
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from fourdfy_cli.diffusion.multiview import fold_views
+from fourdfy_cli.errors import USAGE, FourdfyError
+from fourdfy_cli.nano import data, networks
+from fourdfy_cli.nano.fit import Fit, Loss, Plan
+from fourdfy_cli.nano.latents import Captions, cache, decode_subject, noised
+from fourdfy_cli.nano.train_clip import train_clip
+from fourdfy_cli.nano.train_video import train_video
+
+PLANS = {
+    "vae": Plan(steps=2400, batch=16, rate=2e-3, decay_from=0.4),
+    "text": Plan(steps=1250, batch=64, rate=1.2e-3, decay_from=1.0),
+    "multiview": Plan(steps=2400, batch=64, rate=1.2e-3, decay_from=0.2),
+    "video": Plan(steps=2000, batch=8, rate=1e-3, decay_from=0.4),
+    "clip": Plan(steps=1500, batch=128, rate=1e-3),
+}
+
+
+def image_psnr(a: Tensor, b: Tensor) -> float:
+    """PSNR in dB of rgb in [-1,1]."""
+    return -10 * torch.log10(((a - b) / 2).square().mean()).item()
+
+
+def pictures(seed: int, count: int) -> Tensor:
+    """`count` single pictures [N 3 H W] in [-1,1], half of them of moving things at any time."""
+    rng = np.random.default_rng((seed, 1))
+    still = data.draw(rng, count // 8, 4, moving=False).rgb.flatten(0, 1)
+    moving = data.clips(rng, count // 16).rgb.flatten(0, 1)
+    return torch.cat([still, moving])
+
+
+def train_vae(folder: Path, seed: int = 0, plan: Plan = PLANS["vae"], report=print) -> None:
+    """Train the autoencoder: L1, squared and gradient-difference reconstruction under latent noise; then fold a scale
+    into the weights that gives every latent channel unit variance."""
+    torch.manual_seed(seed)
+    model = networks.vae()
+    fit = Fit("vae", {"vae": model}, plan, folder, seed, report=report)
+    fit.resume()
+    pool = pictures(seed, 16000)
+
+    def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        x = pool[torch.from_numpy(rng.integers(0, len(pool), plan.batch))]
+        z = model.encode(x).latent
+        error = model.decode(z + 0.03 * torch.randn(z.shape, generator=generator)).sample - x
+        edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+        return 3 * error.square().mean() + error.abs().mean() + 0.5 * edges + 0.02 * z.mean((0, 2, 3)).square().mean()
+
+    fit.run(loss)
+    test = pictures(seed + 1, 512)
+    with torch.no_grad():
+        std = model.encode(test).latent.std((0, 2, 3))
+        model.encoder.conv_out.weight.div_(std[:, None, None, None])
+        model.encoder.conv_out.bias.div_(std)
+        model.decoder.conv_in.weight.mul_(std[None, :, None, None])
+        z = model.encode(test).latent
+        psnr = image_psnr(model.decode(z).sample, test)
+    report(f"vae: {psnr:.2f} dB on unseen pictures; latent mean {z.mean((0, 2, 3)).abs().max():.3f} at most")
+    model.save_pretrained(folder / "vae")
+    sheet(torch.cat([test[:8], model.decode(z[:8]).sample.detach()]), 8, folder / "vae.png")
+
+
+def sheet(rgb: Tensor, columns: int, path: Path, zoom: int = 2) -> None:
+    """Write pictures [N 3 H W] in [-1,1] as one PNG, row by row."""
+    n, _, h, w = rgb.shape
+    grid = rgb.clamp(-1, 1).reshape(n // columns, columns, 3, h, w).permute(0, 3, 1, 4, 2).reshape(n // columns * h, columns * w, 3)
+    image = Image.fromarray(((grid + 1) * 127.5).round().to(torch.uint8).numpy())
+    image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST).save(path)
+
+
+def train_text(folder: Path, vae_folder: Path, seed: int = 0, plan: Plan = PLANS["text"], report=print) -> None:
+    """Train the text encoder with the first steps of the multi-view UNet. From here on it is frozen, so that the
+    multi-view and the video UNet, which both start from this UNet, can be trained side by side."""
+    torch.manual_seed(seed)
+    tokens = networks.tokenizer(folder / "tokenizer")
+    encoder, unet = networks.text_encoder(tokens), networks.unet2d(camera=True)
+    fit = Fit("text", {"unet": unet, "text_encoder": encoder}, plan, folder, seed, report=report)
+    fit.resume()
+    fit.run(multiview_loss(folder, vae_folder, plan, seed, unet, Captions(tokens, encoder), report))
+    encoder.save_pretrained(folder / "text_encoder")
+    networks.scheduler().save_pretrained(folder / "scheduler")
+    unet.save_pretrained(folder / "multiview_unet")
+    image_half(unet).save_pretrained(folder / "image_unet")
+
+
+def train_multiview(folder: Path, base: Path, vae_folder: Path, seed: int = 0, plan: Plan = PLANS["multiview"], report=print) -> None:
+    """Train the multi-view UNet on, the text encoder frozen; then fold the zero camera away for the image UNet."""
+    tokens = CLIPTokenizer.from_pretrained(base / "tokenizer")
+    encoder = CLIPTextModel.from_pretrained(base / "text_encoder").eval().requires_grad_(False)
+    unet = UNet2DConditionModel.from_pretrained(base / "multiview_unet")
+    unet.to(memory_format=torch.channels_last)
+    fit = Fit("multiview", {"unet": unet}, plan, folder, seed, report=report)
+    fit.resume()
+    fit.run(multiview_loss(base, vae_folder, plan, seed, unet, Captions(tokens, encoder), report))
+    unet.to(memory_format=torch.contiguous_format).save_pretrained(folder / "multiview_unet")
+    image_half(unet).save_pretrained(folder / "image_unet")
+
+
+def multiview_loss(folder: Path, vae_folder: Path, plan: Plan, seed: int, unet, captions: Captions, report=print) -> Loss:
+    """As MVDream was trained: 70 % of the batches are groups of 4 views with cameras, the rest single pictures with
+    view words and a zero camera; mean squared error of v."""
+    vae = AutoencoderDC.from_pretrained(vae_folder).eval().requires_grad_(False)
+    pool = cache(folder / "views.safetensors", seed, 12288, 4, False, vae, report)
+    abar = networks.scheduler().alphas_cumprod
+
+    def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        folded = rng.random() < 0.7
+        groups = plan.batch // 4 if folded else plan.batch
+        chosen = torch.from_numpy(rng.integers(0, len(pool["latents"]), groups))
+        subjects = [decode_subject(row) for row in pool["subjects"][chosen]]
+        if folded:
+            z, camera = pool["latents"][chosen].float().flatten(0, 1), pool["cameras"][chosen].flatten(0, 1)
+            texts = [text for s in subjects for text in [data.caption(s, rng, motion=0.5)] * 4]
+            t = torch.randint(0, 1000, (groups,), generator=generator).repeat_interleave(4)
+        else:
+            view = torch.from_numpy(rng.integers(0, 4, groups))
+            z, camera = pool["latents"][chosen, view].float(), torch.zeros(groups, 16)
+            azimuth = pool["azimuth"][chosen, view].tolist()
+            texts = [data.caption(s, rng, a, motion=0.5) for s, a in zip(subjects, azimuth, strict=True)]
+            t = torch.randint(0, 1000, (groups,), generator=generator)
+        z_t, v = noised(z, t, abar, generator)
+        fold_views(unet, 4 if folded else 1)
+        out = unet(z_t.contiguous(memory_format=torch.channels_last), t, captions(texts), class_labels=camera).sample
+        return (out - v).square().mean()
+
+    return loss
+
+
+def image_half(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The image UNet inside a multi-view one: the embedding of the zero camera folded into the time embedding."""
+    image = networks.unet2d(camera=False)
+    with torch.no_grad():
+        state = {k: v.clone() for k, v in unet.state_dict().items() if not k.startswith("class_embedding")}
+        state["time_embedding.linear_2.bias"] += unet.class_embedding(torch.zeros(1, 16))[0]
+    image.load_state_dict(state)
+    return image
+
+
+FOLDERS = ("multiview_unet", "image_unet", "video_unet", "vae", "text_encoder")
+
+
+def assemble(sources: list[Path], weights: Path) -> None:
+    """Collect the trained parts into one diffusers-style folder, networks in half precision."""
+    classes = (UNet2DConditionModel, UNet2DConditionModel, UNet3DConditionModel, AutoencoderDC, CLIPTextModel)
+    for name, kind in zip(FOLDERS, classes, strict=True):
+        found = next((s / name for s in sources if (s / name).is_dir()), None)
+        if found is not None:
+            kind.from_pretrained(found).half().save_pretrained(weights / name)
+    for name in ("tokenizer", "scheduler", "clip"):
+        found = next((s / name for s in sources if (s / name).is_dir()), None)
+        if found is not None:
+            shutil.copytree(found, weights / name, dirs_exist_ok=True)
+
+
+PARTS = ("vae", "text", "multiview", "video", "clip")
+
+
+def train(part: str | None, folder: Path, resume: bool, seed: int, report=print) -> list[Path]:
+    """Train one part or all of them in order, in subfolders of `folder`, and collect the results in `folder`/weights.
+
+    Every part needs those before it (but clip none). Without `resume`, a folder with a started part is refused.
+    Raises FourdfyError (exit 2) for an unknown part, a missing earlier part, or a started one.
+    """
+    if part not in (None, *PARTS):
+        raise FourdfyError(f"there is no part {part!r}", f"fourdfy nano train --part {' | '.join(PARTS)}", USAGE)
+    parts = PARTS if part is None else (part,)
+    needs = {"text": ("vae",), "multiview": ("vae", "text"), "video": ("vae", "text")}
+    for name in parts:
+        if (folder / name / "state.pt").exists() and not resume:
+            raise FourdfyError(
+                f"{folder / name} holds a started training", f"fourdfy nano train --part {name} --resume --out {folder}", USAGE
+            )
+        missing = [n for n in needs.get(name, ()) if n not in parts and not (folder / n).is_dir()]
+        if missing:
+            raise FourdfyError(f"{name} is trained after {missing[0]}", f"fourdfy nano train --part {missing[0]} --out {folder}", USAGE)
+    for name in parts:
+        train_part(name, folder, seed, report)
+    assemble([folder / name for name in reversed(PARTS)], folder / "weights")
+    return [folder / "weights"]
+
+
+def train_part(name: str, folder: Path, seed: int, report=print) -> None:
+    here, vae = folder / name, folder / "vae" / "vae"
+    if name == "vae":
+        train_vae(here, seed, PLANS[name], report)
+    elif name == "text":
+        train_text(here, vae, seed, PLANS[name], report)
+    elif name == "multiview":
+        train_multiview(here, folder / "text", vae, seed, PLANS[name], report)
+    elif name == "video":
+        train_video(here, folder / "text", vae, PLANS[name], seed, report)
+    else:
+        train_clip(here, PLANS[name], seed, report)

@@ -1,0 +1,72 @@
+"""Which cells of the scene box hold anything: a running record of density on a coarse grid.
+
+Notation: the box [-1,1]^3 in R^3 cells, index [x y z]; `value` = density times step length, the optical depth of one
+sample, decayed by DECAY at each visit and raised to what is found; a cell is occupied above min(mean value, CEILING).
+Source: nerfacc's occupancy grid estimator as the released code of 4D-fy uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+DECAY = 0.95
+CEILING = 0.01
+
+
+class Occupancy(nn.Module):
+    """Buffers `value` [R R R] and `binary` [R R R]; every cell counts as occupied until the first update."""
+
+    def __init__(self, cells: int):
+        super().__init__()
+        self.cells = cells
+        self.register_buffer("value", torch.zeros(cells, cells, cells))
+        self.register_buffer("binary", torch.ones(cells, cells, cells, dtype=torch.bool))
+
+    @torch.no_grad()
+    def update(self, density: Callable[[Tensor], Tensor], step_length: float, step: int, warmup: int, generator: torch.Generator) -> None:
+        """One round of visits, `density` taking points [n 3] to densities [n]: every cell before step `warmup`, later a
+        quarter as many cells at random and as many again of the occupied ones, at a random point inside each."""
+        cell = self._all() if step < warmup else self._some(generator)
+        corner = torch.stack([cell // self.cells**2, cell // self.cells % self.cells, cell % self.cells], -1)
+        inside = torch.rand(corner.shape, generator=generator, device=generator.device, dtype=self.value.dtype)
+        x = (corner + inside.to(cell.device)) * (2 / self.cells) - 1
+        found = (density(x) * step_length).to(self.value.dtype)
+        value = self.value.flatten()
+        faded = value.scatter(0, cell, DECAY * value[cell])  # a cell drawn twice fades once
+        self.value.copy_(faded.scatter_reduce(0, cell, found, "amax").view_as(self.value))
+        self.binary.copy_(self.value > self.threshold())
+
+    def threshold(self) -> Float[Tensor, ""]:
+        """The value above which a cell is occupied."""
+        return self.value.mean().clamp(max=CEILING)
+
+    def lookup(self, x: Float[Tensor, "N 3"]) -> Bool[Tensor, " N"]:
+        """Whether points lie in an occupied cell; outside the box nothing is occupied."""
+        cell = ((x + 1) * (self.cells / 2)).floor_().int()
+        inside = ((cell >= 0) & (cell < self.cells)).all(-1)
+        i, j, k = cell.clamp_(0, self.cells - 1).unbind(-1)
+        return self.binary.flatten()[(i * self.cells + j) * self.cells + k] & inside
+
+    def bounds(self) -> Float[Tensor, "2 3"]:
+        """Lower and upper corner of the smallest box around the occupied cells; both zero if there are none."""
+        cells = self.binary.nonzero()
+        if not len(cells):
+            return self.value.new_zeros(2, 3)
+        return torch.stack([cells.amin(0), cells.amax(0) + 1]).to(self.value.dtype) * (2 / self.cells) - 1
+
+    def _all(self) -> Int[Tensor, " n"]:
+        return torch.arange(self.cells**3, device=self.value.device)
+
+    def _some(self, generator: torch.Generator) -> Int[Tensor, " n"]:
+        """A quarter of all cells, drawn with replacement, and at most as many occupied ones."""
+        count = max(1, self.cells**3 // 4)
+        occupied = self.binary.flatten().nonzero()[:, 0]
+        anywhere = torch.randint(self.cells**3, (count,), generator=generator, device=generator.device).to(self.value.device)
+        if len(occupied) > count:
+            chosen = torch.randint(len(occupied), (count,), generator=generator, device=generator.device)
+            occupied = occupied[chosen.to(occupied.device)]
+        return torch.cat([anywhere, occupied])

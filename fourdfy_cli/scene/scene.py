@@ -1,0 +1,109 @@
+"""The scene as one module, and pictures of it.
+
+Notation: V views of H x W pixels; `blob_std` is the size of the density bias (see field.py); `backdrop` a plain rgb
+[3] in [0,1] instead of the background network. Randomness comes from the generators that are passed in.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fourdfy_cli import config
+from fourdfy_cli.scene.background import Background
+from fourdfy_cli.scene.cameras import Shot, rays
+from fourdfy_cli.scene.field import Field
+from fourdfy_cli.scene.occupancy import Occupancy
+from fourdfy_cli.scene.volume import Samples, composite, march, visible
+
+CHUNK = 160_000  # points queried at once when no gradient is wanted
+
+
+class Frames(NamedTuple):
+    """Pictures of a shot: rgb [V H W 3] in [0,1], opacity [V H W] in [0,1], depth [V H W] in world units (not divided
+    by opacity)."""
+
+    rgb: Tensor
+    opacity: Tensor
+    depth: Tensor
+
+
+class Scene(nn.Module):
+    """Field, background and occupancy. `blob_std` holds the value of the last training step, for whoever looks at a
+    finished scene; nothing in here reads it."""
+
+    def __init__(self, field: config.Field, background: config.Background, march: config.March, seed: int):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.march = march
+        self.field = Field(field, generator)
+        self.background_net = Background(background.hidden, generator)
+        self.occupancy = Occupancy(march.cells)
+        self.register_buffer("blob_std", torch.tensor(0.5))
+
+    @property
+    def step_length(self) -> float:
+        """Length of a marching step, world units: `samples` of them span the box's diagonal."""
+        return 2 * math.sqrt(3) / self.march.samples
+
+
+def refresh(scene: Scene, step: int, blob_std: float, time: Tensor | float, generator: torch.Generator) -> None:
+    """One occupancy update at one time in [0,1], at `step` of the stage (the first steps visit every cell)."""
+
+    def density(x: Tensor) -> Tensor:
+        moment = torch.as_tensor(time, dtype=x.dtype, device=x.device).expand(len(x))
+        return torch.cat([scene.field.density(a, t, blob_std) for a, t in zip(x.split(CHUNK), moment.split(CHUNK), strict=True)])
+
+    scene.occupancy.update(density, scene.step_length, step, scene.march.warmup, generator)
+
+
+def render(
+    scene: Scene, shot: Shot, blob_std: float, backdrop: Tensor | None = None, generator: torch.Generator | None = None, train: bool = False
+) -> Frames:
+    """Pictures of a shot, with a graph if `train`. A generator jitters the samples along each ray.
+
+    Colour = composite + (1 - opacity) background. Samples that hardly show are left out: opacity below
+    min(march.alpha, the mean occupancy value) or transmittance before them below march.transmittance.
+    """
+    dtype = scene.blob_std.dtype
+    origin, direction = (part.reshape(-1, 3).to(dtype) for part in rays(shot))
+    jitter = None
+    if generator is not None:
+        jitter = torch.rand(len(origin), generator=generator, device=generator.device, dtype=dtype).to(origin.device)
+    samples = march(origin, direction, scene.occupancy.lookup, scene.step_length, jitter, scene.occupancy.bounds())
+    x = samples.points(origin, direction)
+    time = shot.time.to(dtype).repeat_interleave(shot.size[0] * shot.size[1])[samples.ray]
+    with torch.set_grad_enabled(train):
+        keep, density, rgb = (_seen_train if train else _seen)(scene, x, time, samples, len(origin), blob_std)
+        total = composite(density, rgb, samples.take(keep), len(origin))
+        behind = scene.background_net(direction) if backdrop is None else backdrop.to(total.colour)
+        colour = total.colour + (1 - total.opacity)[:, None] * behind
+    shape = (len(shot), *shot.size)
+    return Frames(colour.view(*shape, 3), total.opacity.view(shape), total.depth.view(shape))
+
+
+def _seen(scene: Scene, x: Tensor, time: Tensor, samples: Samples, rays: int, blob_std: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of the samples to keep, their density and rgb: one look at every sample, block by block."""
+    blocks = zip(x.split(CHUNK), time.split(CHUNK), strict=True)
+    density, rgb = (torch.cat(part) for part in zip(*[scene.field(a, t, blob_std) for a, t in blocks], strict=True))
+    keep = _worth(scene, density, samples, rays)
+    return keep, density[keep], rgb[keep]
+
+
+def _seen_train(scene: Scene, x: Tensor, time: Tensor, samples: Samples, rays: int, blob_std: float) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_seen`, but a first look without a graph decides which samples get one."""
+    with torch.no_grad():
+        known = scene.field.features(x, time)
+        keep = _worth(scene, scene.field.density_of(known, x, blob_std), samples, rays)
+    x = x[keep]
+    features = scene.field.attach(known[keep], x, time[keep])
+    return keep, scene.field.density_of(features, x, blob_std), scene.field.colour_of(features)
+
+
+def _worth(scene: Scene, density: Tensor, samples: Samples, rays: int) -> Tensor:
+    """Indices of the samples that show."""
+    alpha = scene.occupancy.value.mean().clamp(max=scene.march.alpha)
+    return visible(density, samples, rays, alpha, scene.march.transmittance).nonzero()[:, 0]

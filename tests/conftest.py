@@ -1,0 +1,32 @@
+"""A recipe that runs all three stages in seconds, on the models that ship."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from fourdfy_cli.config import Field, Grid, March, Recipe, Shots
+from fourdfy_cli.presets import preset
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def tiny() -> Recipe:
+    nano = preset("nano")
+    small = Shots((8, 8))
+    branches = {name: dataclasses.replace(getattr(nano, name), shots=(small,) * 3) for name in ("multiview", "image", "video")}
+    stages = {
+        "stage1": dataclasses.replace(nano.stage1, steps=2),
+        "stage2": dataclasses.replace(nano.stage2, steps=4),
+        "stage3": dataclasses.replace(nano.stage3, steps=5, p_3d=0.4, p_image=0.4),
+    }
+    return dataclasses.replace(
+        nano,
+        **branches,
+        **stages,
+        name="tiny",
+        field=Field(Grid(2, 2, 8, 4, 2.0), Grid(2, 2, 8, 3, 2.0), hidden=8),
+        march=March(samples=24, cells=8, refresh=2, warmup=4),
+        preview_every=100,
+    )

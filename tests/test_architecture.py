@@ -1,0 +1,201 @@
+"""The house rules that a machine can check (DESIGN sections 4 and 7)."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+import fourdfy_cli
+
+ROOT = Path(fourdfy_cli.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+LAYERS = {
+    "__init__": 0, "errors": 0, "config": 0,
+    "presets": 1, "runfolder": 1, "signals": 1, "scene": 1, "diffusion": 1,
+    "guidance": 2,
+    "hybrid": 3, "losses": 3, "checkpoint": 3,
+    "render": 4, "train": 4, "nano": 4, "evaluate": 4, "console": 4,
+    "cli": 5, "__main__": 6,
+}  # fmt: skip
+HEAVY = {"torch", "numpy", "numba", "diffusers", "transformers", "peft", "PIL", "open_clip", "jaxtyping", "safetensors"}
+DRAWS = {"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "multinomial", "normal", "bernoulli", "poisson"}
+
+
+def part(name: str) -> str:
+    """The part of the package a file or a dotted module belongs to."""
+    return re.split(r"[./]", name.removesuffix(".py"))[0]
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Dotted names of everything imported anywhere in a tree; `from a import b` gives a and a.b."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def ours(tree: ast.AST) -> set[str]:
+    return {name.removeprefix("fourdfy_cli.") for name in imports(tree) if name.startswith("fourdfy_cli.")}
+
+
+def functions(tree: ast.AST) -> list[ast.FunctionDef]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+
+
+def lines(node: ast.FunctionDef) -> int:
+    return node.end_lineno - node.lineno + 1
+
+
+def calls(tree: ast.AST) -> list[ast.Call]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def module_level(tree: ast.Module) -> set[str]:
+    """Top-level packages imported when a module is."""
+    body = [node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))]
+    found = set()
+    for node in body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            found |= {name.split(".")[0] for name in imports(node)}
+    return found
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_imports_never_point_up(name: str):
+    for module in ours(TREES[name]):
+        there = LAYERS.get(part(module), 0)
+        assert there <= LAYERS[part(name)], f"{name} imports {module}"
+        assert part(module) != "console" or part(name) == "cli", f"{name} imports {module}"
+
+
+def test_imports_have_no_cycles():
+    """File by file, imports inside functions included."""
+    files = {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in TREES}
+
+    def needed(name: str) -> set[str]:
+        found = {module if module in files else module.rpartition(".")[0] for module in ours(TREES[name])}
+        return {files[module] for module in found if module in files} - {name}
+
+    graph = {name: needed(name) for name in TREES}
+    assert graph["cli/main.py"] >= {"cli/generate.py", "console.py", "errors.py"}
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_every_file_has_a_layer():
+    assert {part(name) for name in TREES} <= set(LAYERS)
+
+
+def test_scene_and_diffusion_do_not_know_each_other():
+    for name, tree in TREES.items():
+        if part(name) == "scene":
+            assert {part(m) for m in ours(tree)} <= {"scene", "config", "errors", "kernels"}, name
+        if part(name) == "diffusion":
+            assert "scene" not in {part(m) for m in ours(tree)}, name
+        if part(name) == "guidance":
+            assert all(m.startswith("scene.cameras") for m in ours(tree) if part(m) == "scene"), name
+        if name == "render.py":
+            assert not {"diffusion", "guidance", "nano"} & {part(m) for m in ours(tree)}
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in TREES if part(n) in ("cli", "console", "config", "presets", "errors", "runfolder", "__main__", "__init__")]
+)
+def test_command_line_starts_light(name: str):
+    """Nothing heavy at module level, directly or through a module of ours."""
+    assert not module_level(TREES[name]) & HEAVY
+    light = {"cli", "console", "config", "presets", "errors", "runfolder", "__version__"}
+    top = ast.Module([node for node in TREES[name].body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
+    assert {part(m) for m in ours(top)} <= light
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_no_broad_except_no_loose_loading(name: str):
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.ExceptHandler):
+            caught = {ast.unparse(n) for n in ast.walk(node.type)} if node.type else {"everything"}
+            ends_in_raise = bool(node.body) and isinstance(node.body[-1], ast.Raise)
+            assert not caught & {"Exception", "everything"}, f"{name}:{node.lineno}"
+            assert "BaseException" not in caught or ends_in_raise, f"{name}:{node.lineno}"
+        if isinstance(node, ast.keyword):
+            value = ast.unparse(node.value)
+            assert (node.arg, value) not in {
+                ("strict", "False"),
+                ("weights_only", "False"),
+                ("trust_remote_code", "True"),
+                ("shell", "True"),
+            } or (node.arg == "strict" and "zip" in ast.unparse(node)), f"{name}: {node.arg}={value}"
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_files_are_read_safely(name: str):
+    for call in calls(TREES[name]):
+        function = ast.unparse(call.func)
+        assert function not in {"eval", "exec", "pickle.load", "pickle.loads", "yaml.load"}
+        if function == "torch.load":
+            assert name in ("checkpoint.py", "nano/fit.py") and any(
+                k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call.keywords
+            )
+
+
+@pytest.mark.parametrize("name", [n for n in TREES if part(n) != "nano"])
+def test_every_draw_names_its_generator(name: str):
+    """No global random state: torch draws take generator=, NumPy draws come from a seeded default_rng."""
+    assert "random" not in module_level(TREES[name])
+    for call in calls(TREES[name]):
+        function = ast.unparse(call.func)
+        owner, _, method = function.rpartition(".")
+        if owner == "torch" and method in DRAWS:
+            assert any(k.arg == "generator" for k in call.keywords), f"{name}:{call.lineno} {function}"
+        if method in {"uniform_", "normal_", "bernoulli_", "random_", "exponential_"}:
+            assert any(k.arg == "generator" for k in call.keywords), f"{name}:{call.lineno} {function}"
+        assert not owner.endswith("random") or (method == "default_rng" and call.args), f"{name}:{call.lineno} {function}"
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_no_work_at_import(name: str):
+    """At module level: definitions, imports, constants, registering commands; no loops, prints, files or networks."""
+    for node in TREES[name].body:
+        assert not isinstance(node, (ast.For, ast.While, ast.With)), f"{name}:{node.lineno}"
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            assert part(name) == "cli", f"{name}:{node.lineno}"
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_files_and_functions_are_short(name: str):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300 and not name.endswith("utils.py")
+    for function in functions(TREES[name]):
+        a = function.args
+        count = len(a.posonlyargs + a.args + a.kwonlyargs) - (bool(a.args) and a.args[0].arg in ("self", "cls"))
+        if not any("jit" in ast.unparse(d) for d in function.decorator_list):  # compiled kernels take arrays, not objects
+            assert lines(function) <= 60, f"{name}: {function.name} has {lines(function)} lines"
+            assert count <= (8 if (name, function.name) == ("train.py", "run") else 7), f"{name}: {function.name} takes {count} arguments"
+
+
+def test_functions_are_short_in_the_middle():
+    assert statistics.median(lines(f) for tree in TREES.values() for f in functions(tree)) <= 12
+
+
+@pytest.mark.parametrize("name", [n for n in TREES if not n.endswith("__main__.py")])
+def test_modules_say_what_they_are(name: str):
+    assert ast.get_docstring(TREES[name])
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_no_commented_out_code(name: str):
+    for number, line in enumerate((ROOT / name).read_text(encoding="utf-8").splitlines(), 1):
+        found = re.fullmatch(r"\s*#\s*((?:import|from|def|class|return|for|if|print)\b.*|[\w.]+\(.*\)|\w+ = .*)", line)
+        if found:
+            with pytest.raises(SyntaxError):
+                ast.parse(found.group(1))
+                pytest.fail(f"{name}:{number} looks like code: {line.strip()}")

@@ -1,0 +1,118 @@
+"""Recipes: overrides change exactly one leaf or are refused in one line; dictionaries and JSON round-trip."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fourdfy_cli import config, presets
+from fourdfy_cli.errors import USAGE, FourdfyError
+
+NANO = presets.nano()
+LEAVES = config.leaves(config.to_dict(NANO))
+NUMBERS = sorted(key for key, value in LEAVES.items() if type(value) in (int, float))
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def test_round_trip_through_json():
+    values = config.to_dict(NANO)
+    assert config.from_dict(values) == NANO
+    assert config.from_dict(json.loads(json.dumps(values))) == NANO
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(NUMBERS), st.floats(0, 1e6))
+def test_override_changes_one_leaf(key: str, value: float):
+    kind = type(LEAVES[key])
+    changed = config.override(NANO, f"{key}={kind(value)!r}")
+    after = config.leaves(config.to_dict(changed))
+    assert after[key] == kind(value) and type(after[key]) is kind
+    assert {k: v for k, v in after.items() if k != key} == {k: v for k, v in LEAVES.items() if k != key}
+
+
+@pytest.mark.parametrize("key", sorted(LEAVES))
+def test_every_leaf_may_be_set_to_what_it_is(key: str):
+    assert config.override(NANO, f"{key}={LEAVES[key]}") == NANO
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=40))
+def test_any_text_is_an_override_or_one_line(text: str):
+    try:
+        assert isinstance(config.override(NANO, text), config.Recipe)
+    except FourdfyError as error:
+        assert error.code == USAGE and error.hint
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(sorted(LEAVES)), st.text(max_size=10) | st.sampled_from(["nan", "inf", "-1", "1e400", "true", "none", "1_0", "٣"]))
+def test_any_value_is_taken_or_refused(key: str, text: str):
+    try:
+        assert isinstance(config.override(NANO, f"{key}={text}"), config.Recipe)
+    except FourdfyError as error:
+        assert error.code == USAGE and error.hint
+
+
+@pytest.mark.parametrize(
+    "wrong, near", [("stage3.stps=4", "stage3.steps"), ("camera.distance.0=1", "cameras.distance.0"), ("step=4", "stage")]
+)
+def test_unknown_key_names_the_nearest(wrong: str, near: str):
+    with pytest.raises(FourdfyError) as caught:
+        config.override(NANO, wrong)
+    assert near in caught.value.hint and caught.value.code == USAGE
+
+
+@pytest.mark.parametrize("text", ["stage1.steps", "stage1.steps=many", "stage1.steps=1.5", "stage1.moving=maybe", "stage1=5", "=", ""])
+def test_malformed(text: str):
+    with pytest.raises(FourdfyError) as caught:
+        config.override(NANO, text)
+    assert caught.value.code == USAGE
+
+
+@settings(max_examples=50, deadline=None)
+@given(ANYTHING, st.sampled_from(sorted(config.to_dict(NANO))))
+def test_any_dictionary_is_a_recipe_or_one_line(value: object, key: str):
+    for values in (value if isinstance(value, dict) else {}, config.to_dict(NANO) | {key: value}):
+        try:
+            assert isinstance(config.from_dict(values), config.Recipe)
+        except FourdfyError as error:
+            assert error.code == USAGE
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown"])
+def test_keys_must_match(change: str):
+    values = config.to_dict(NANO)
+    if change == "missing":
+        del values["march"]["cells"]
+    else:
+        values["march"]["cellz"] = 3
+    with pytest.raises(FourdfyError, match="march.*cell"):
+        config.from_dict(values)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(-5, 5), st.floats(-5, 5), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_ramp(start: float, end: float, a: float, b: float, progress: float):
+    begin, until = min(a, b), max(a, b)
+    value = config.Ramp(start, end, begin, until).at(progress)
+    assert min(start, end) - 1e-9 <= value <= max(start, end) + 1e-9
+    if progress >= until:
+        assert value == end
+    elif progress <= begin:
+        assert value == start
+    else:
+        assert math.isclose(value, start + (end - start) * (progress - begin) / (until - begin), abs_tol=1e-9)
+
+
+def test_unknown_preset():
+    with pytest.raises(FourdfyError) as caught:
+        presets.preset("papre")
+    assert caught.value.code == USAGE and "nano" in caught.value.hint

@@ -1,0 +1,289 @@
+"""The guidances on tiny real networks, each against its equation written out once more with diffusers' own scheduler and autograd."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import reference_guidance as reference
+import torch
+import torch.nn.functional as F
+from reference_guidance import DOUBLE, Exact, World, close, direct, drawn, exact_scheduler, pictures, seeded, shot, to_x0, velocity
+from torch import Tensor
+
+from fourdfy_cli.config import Ramp, Score, constant
+from fourdfy_cli.diffusion import lora, models, text
+from fourdfy_cli.diffusion.text import Texts
+from fourdfy_cli.errors import FourdfyError
+from fourdfy_cli.guidance import build, pull
+from fourdfy_cli.guidance.multiview import MultiviewGuidance
+from fourdfy_cli.guidance.variational import VariationalGuidance
+from fourdfy_cli.guidance.video import VideoGuidance
+from fourdfy_cli.presets import preset
+from fourdfy_cli.scene.cameras import Shot
+
+PROMPT = "a red dog"
+SCORE = Score(3.0, 0.7, constant(0.3), constant(0.4), size=(64, 64), form="reconstruction", rescale=0.5)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    specs = reference.save_models(tmp_path_factory.mktemp("models"))
+    loaded = {role: models.load(spec, "cpu", DOUBLE) for role, spec in specs.items()}
+    names = [PROMPT, *(text.worded(PROMPT, words) for words in text.VIEW_WORDS), ""]
+    table = dict(zip(names, text.encode(specs["image"], names, "cpu").double(), strict=True))
+    return World(specs, loaded, Texts(PROMPT, table))
+
+
+def variational(world: World, drop: float = 0.0) -> VariationalGuidance:
+    unet = lora.twin(world.specs["image"], 4, "cpu", DOUBLE, seeded())
+    return VariationalGuidance(world.models["image"], replace(world.models["image"], unet=unet), world.texts, drop)
+
+
+@pytest.mark.parametrize("views", [4, 8])
+@pytest.mark.parametrize("form", ["reconstruction", "sds"])
+def test_multiview_is_equation_3(world: World, views: int, form: str) -> None:
+    rgb, at = pictures(views), shot([10.0 + 90 * k for k in range(views)])
+    guidance = MultiviewGuidance(world.models["multiview"], world.texts)
+    ours = guidance(rgb, at, replace(SCORE, form=form), 0.5, seeded())
+    z, eps, t, scheduler = drawn(world, rgb)
+    z_t = scheduler.add_noise(z, eps, torch.tensor([t]))
+    camera = at.c2w.clone()
+    camera[:, :3, 3] /= camera[:, :3, 3].norm(dim=1, keepdim=True)
+    cond, uncond = (velocity(world.models["multiview"].unet, z_t, t, world.texts[w], camera.reshape(-1, 16)) for w in (PROMPT, ""))
+    mixed = uncond + 3.0 * (cond - uncond)
+    if form == "reconstruction":
+        g = len(z) * reference.reconstruction(z, to_x0(scheduler, cond, z_t, t), to_x0(scheduler, mixed, z_t, t), 0.5, views // 4)
+    else:
+        abar = scheduler.alphas_cumprod[t]
+        g = (1 - abar) * ((1 - abar).sqrt() * z_t + abar.sqrt() * mixed - eps)
+    close(ours.grad, 0.7 * direct(world.models["image"].vae, rgb, 64, z - g))
+    assert ours.loss == pytest.approx(0.7 * 0.5 * g.square().sum().item() / views, rel=1e-9)
+    assert ours.logs["t"] == t
+
+
+def test_multiview_looks_at_the_cameras_and_at_other_views(world: World) -> None:
+    guidance, rgb = MultiviewGuidance(world.models["multiview"], world.texts), pictures(4)
+    here = guidance(rgb, shot([0.0, 90, 180, 270]), SCORE, 0.5, seeded()).grad
+    assert (guidance(rgb, shot([45.0, 135, 225, 315]), SCORE, 0.5, seeded()).grad - here).abs().max() > 1e-6
+    changed = rgb.clone()
+    changed[0] = 0
+    plain = replace(SCORE, rescale=0.0)  # rescaling mixes views too
+    other = guidance(changed, shot([0.0, 90, 180, 270]), plain, 0.5, seeded()).grad
+    assert (other - guidance(rgb, shot([0.0, 90, 180, 270]), plain, 0.5, seeded()).grad)[1:].abs().max() > 1e-8
+
+
+@pytest.mark.parametrize(
+    "azimuth, words, form", [(0.0, "front view", "sds"), (100.0, "side view", "sds"), (170.0, "back view", "reconstruction")]
+)
+def test_video_is_equation_6(world: World, azimuth: float, words: str, form: str) -> None:
+    frames = 4
+    rgb, at = pictures(frames), shot([azimuth] * frames, moving=True)
+    score = replace(SCORE, form=form, view_words=(45.0, 45.0))
+    ours = VideoGuidance(world.models["video"], world.texts)(rgb, at, score, 0.5, seeded())
+    generator = seeded()
+    t = int(torch.randint(300, 401, (), generator=generator))
+    vae = world.models["video"].vae
+    with torch.no_grad():
+        clip = torch.stack([vae.encode(2 * rgb[f : f + 1].permute(0, 3, 1, 2) - 1).latent[0] for f in range(frames)], 1)[None]
+    eps = torch.randn(clip.shape, generator=generator).double()
+    scheduler = exact_scheduler(world)
+    z_t, abar = scheduler.add_noise(clip, eps, torch.tensor([t])), scheduler.alphas_cumprod[t]
+    cond = velocity(world.models["video"].unet, z_t, t, world.texts[f"{PROMPT}, {words}"])
+    mixed = velocity(world.models["video"].unet, z_t, t, world.texts[""])
+    mixed = mixed + 3.0 * (cond - mixed)
+    if form == "sds":
+        g = (1 - abar) * ((1 - abar).sqrt() * z_t + abar.sqrt() * mixed - eps)
+    else:
+        g = reference.reconstruction(clip, to_x0(scheduler, cond, z_t, t), to_x0(scheduler, mixed, z_t, t), 0.5, 1)
+    by_frame = g[0].transpose(0, 1) * frames  # `direct` divides by the pictures; the loss of one clip is a sum over frames
+    close(ours.grad, 0.7 * direct(vae, rgb, 64, clip[0].transpose(0, 1) - by_frame))
+    assert ours.loss == pytest.approx(0.7 * 0.5 * g.square().sum().item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("azimuth, words", [(10.0, "front view"), (-90.0, "side view"), (-170.0, "back view")])
+def test_variational_is_equation_4_and_5(world: World, azimuth: float, words: str) -> None:
+    guidance, rgb, at = variational(world), pictures(1), shot([azimuth])
+    with torch.no_grad():
+        for _, parameter in lora.trainable(guidance.lora_unet):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=seeded(7)))
+    ours = guidance(rgb, at, replace(SCORE, view_words=(45.0, 45.0)), 0.5, seeded())
+    z, eps, t, scheduler = drawn(world, rgb)
+    z_t, abar = scheduler.add_noise(z, eps, torch.tensor([t])), scheduler.alphas_cumprod[t]
+    raw = at.c2w.reshape(-1, 16)
+    cond, uncond = (velocity(world.models["image"].unet, z_t, t, world.texts[w]) for w in (f"{PROMPT}, {words}", ""))
+    low_rank = velocity(guidance.lora_unet, z_t, t, world.texts[PROMPT], raw)
+    g = (1 - abar) * abar.sqrt() * (uncond + 3.0 * (cond - uncond) - low_rank)  # eps = sigma z_t + alpha v, and z_t cancels
+    close(ours.grad, 0.7 * direct(world.models["image"].vae, rgb, 64, z - g))
+    assert ours.loss == pytest.approx(0.7 * 0.5 * g.square().sum().item(), rel=1e-9)
+
+    generator = seeded()
+    torch.randint(300, 401, (), generator=generator)
+    torch.randn(z.shape, generator=generator)
+    level = torch.randint(0, 1000, (), generator=generator)
+    noise = torch.randn(z.shape, generator=generator).double()
+    target = scheduler.get_velocity(z, noise, level[None])
+    seen = guidance.lora_unet(scheduler.add_noise(z, noise, level[None]), level, world.texts[PROMPT], class_labels=raw).sample
+    loss = F.mse_loss(seen, target)
+    assert ours.logs["lora_loss"] == pytest.approx(loss.item(), rel=1e-9)
+    parameters = dict(lora.trainable(guidance.lora_unet))
+    for parameter, gradient in zip(parameters.values(), torch.autograd.grad(loss, list(parameters.values())), strict=True):
+        close(parameter.grad, gradient)
+
+
+def test_variational_vanishes_while_the_twin_is_the_prior(world: World) -> None:
+    guidance, rgb, at = variational(world), pictures(1), shot([30.0])
+    alike = replace(SCORE, scale=1.0, view_words=None)
+    assert guidance(rgb, at, alike, 0.5, seeded()).grad.abs().max() < 1e-12
+    assert guidance(rgb, at, replace(alike, scale=3.0), 0.5, seeded()).grad.abs().max() > 1e-6
+    before = lora.lora_state(guidance.lora_unet)
+    torch.optim.AdamW([p for _, p in lora.trainable(guidance.lora_unet)], 1e-2).step()
+    after = lora.lora_state(guidance.lora_unet)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name for name in before if "lora_B" in name} | {"class_embedding.linear_2.weight"} <= moved
+    assert guidance(rgb, at, alike, 0.5, seeded()).grad.abs().max() > 1e-6
+
+
+def test_twin_learns_the_rendering(world: World) -> None:
+    guidance, z, camera = variational(world), torch.randn(1, 12, 8, 8, dtype=DOUBLE), torch.randn(1, 16, dtype=DOUBLE)
+    parameters = [p for _, p in lora.trainable(guidance.lora_unet)]
+    optimizer = torch.optim.AdamW(parameters, 1e-2)
+    losses = []
+    for _ in range(12):
+        losses.append(guidance.learn(z, camera, seeded(3)))
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_camera_is_dropped_with_its_chance(world: World) -> None:
+    z, camera = torch.randn(1, 12, 8, 8, dtype=DOUBLE), torch.ones(1, 16, dtype=DOUBLE)
+    for drop, expected in ((0.0, 0), (1.0, 6), (0.5, 3)):
+        guidance, dropped = variational(world, drop), 0
+        weight = guidance.lora_unet.class_embedding.linear_1.weight
+        torch.nn.init.normal_(guidance.lora_unet.class_embedding.linear_2.weight)
+        for seed in range(6):
+            guidance.learn(z, camera, seeded(seed))
+            dropped += not weight.grad.any()
+            weight.grad = None
+        assert abs(dropped - expected) <= (2 if drop == 0.5 else 0)
+
+
+def all_three(world: World) -> list[tuple[pull.Guidance, Tensor, Shot]]:
+    return [
+        (MultiviewGuidance(world.models["multiview"], world.texts), pictures(4), shot([0.0, 90, 180, 270])),
+        (variational(world), pictures(1), shot([20.0])),
+        (VideoGuidance(world.models["video"], world.texts), pictures(4), shot([20.0] * 4, moving=True)),
+    ]
+
+
+def test_repeats_from_its_generator_and_scales_with_weight(world: World) -> None:
+    for guidance, rgb, at in all_three(world):
+        torch.manual_seed(1)
+        one = guidance(rgb, at, SCORE, 0.5, seeded(4))
+        torch.manual_seed(2)
+        other = guidance(rgb, at, SCORE, 0.5, seeded(4))
+        assert torch.equal(one.grad, other.grad)
+        assert not torch.equal(one.grad, guidance(rgb, at, SCORE, 0.5, seeded(5)).grad)
+        double = guidance(rgb, at, replace(SCORE, weight=1.4), 0.5, seeded(4))
+        close(double.grad, 2 * one.grad)
+        assert double.loss == pytest.approx(2 * one.loss)
+
+
+def test_level_follows_progress(world: World) -> None:
+    falling = replace(SCORE, low=Ramp(0.98, 0.02, 0.0, 0.8), high=Ramp(0.98, 0.5, 0.0, 0.8))
+    for guidance, rgb, at in all_three(world):
+        assert guidance(rgb, at, falling, 0.0, seeded()).logs["t"] == 980
+    for guidance, rgb, at in all_three(world)[:1]:
+        assert 500 <= guidance(rgb, at, falling, 0.4, seeded()).logs["t"] <= 740
+        assert 20 <= guidance(rgb, at, falling, 1.0, seeded()).logs["t"] <= 500
+
+
+def test_graph_of_the_pictures_is_left_alone(world: World) -> None:
+    for guidance, rgb, at in all_three(world):
+        leaf = rgb.clone().requires_grad_(True)
+        pulled = guidance(leaf * 1.0, at, SCORE, 0.5, seeded())
+        assert leaf.grad is None
+        assert not pulled.grad.requires_grad
+        assert pulled.grad.shape == rgb.shape
+
+
+def test_form_must_be_known(world: World) -> None:
+    guidance, rgb, at = all_three(world)[0]
+    with pytest.raises(FourdfyError) as caught:
+        guidance(rgb, at, replace(SCORE, form="sjc"), 0.5, seeded())
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("size", [32, 64, 80])
+def test_pull_through_resize_and_encoder(world: World, size: int) -> None:
+    rgb, vae = pictures(2, size), world.models["image"].vae
+    weight = torch.randn(2, 12, 8, 8, dtype=DOUBLE, generator=seeded(3))
+    ours = pull.through_encoder(vae, rgb, (64, 64), lambda z: (weight / 2, 0.25), seeded())
+    with torch.no_grad():
+        z = vae.encode(2 * F.interpolate(rgb.permute(0, 3, 1, 2), (64, 64), mode="bilinear") - 1).latent
+    close(ours.grad, direct(vae, rgb, 64, z - weight))
+    assert ours.loss == 0.25
+    assert ours.logs["grad_norm"] == pytest.approx(ours.grad.norm().item())
+
+
+@pytest.mark.parametrize("kind", ["multiview", "video"])
+def test_exact_denoiser_pulls_pictures_to_its_mean(world: World, kind: str) -> None:
+    """Plain gradient descent on pixels alone, through the real encoder: latents go to mu."""
+    vae, schedule = world.models["image"].vae, world.models["image"].schedule
+    with torch.no_grad():
+        mu = models.encode(vae, pictures(4, seed=8).permute(0, 3, 1, 2), None)
+    rgb, at, score = torch.full((4, 64, 64, 3), 0.5, dtype=DOUBLE), shot([0.0, 90, 180, 270]), replace(SCORE, scale=1.0, weight=1.0)
+    center = mu.transpose(0, 1)[None] if kind == "video" else mu
+    diffusion = replace(world.models["image"], unet=Exact(schedule, center, 0.05))
+    guidance = (VideoGuidance if kind == "video" else MultiviewGuidance)(diffusion, world.texts)
+
+    def distance() -> float:
+        with torch.no_grad():
+            return (models.encode(vae, rgb.permute(0, 3, 1, 2), None) - mu).square().mean().item()
+
+    start, optimizer = distance(), torch.optim.Adam([rgb.requires_grad_(True)], 0.03)
+    for step in range(25):
+        rgb.grad = guidance(rgb, at, score, step / 25, seeded(step)).grad
+        optimizer.step()
+    assert distance() < 0.2 * start
+
+
+def test_build_loads_what_is_drawn(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(world.specs["image"].source, tmp_path / "models")
+    shutil.rmtree(tmp_path / "models" / "video_unet")
+    specs = {role: replace(spec, source=str(tmp_path / "models")) for role, spec in world.specs.items()}
+    asked = []
+    encode = text.encode
+    monkeypatch.setattr(text, "encode", lambda spec, prompts, device: asked.append(prompts) or encode(spec, prompts, device))
+    recipe = preset("nano")
+    made = build.build(recipe, PROMPT, specs, "cpu", torch.float32, ["multiview", "image"])
+    assert list(made) == ["multiview", "image"]
+    assert made["multiview"].diffusion.vae is made["image"].diffusion.vae is made["image"].twin.vae
+    assert len(asked) == 1
+    assert len(asked[0]) == len(set(asked[0]))
+    with pytest.raises(FourdfyError) as caught:
+        build.build(recipe, PROMPT, specs, "cpu", torch.float32, ["video"])
+    assert caught.value.code == 3
+
+
+def test_built_guidances_run_the_nano_recipe(world: World) -> None:
+    recipe = preset("nano")
+    made = build.build(recipe, PROMPT, world.specs, "cpu", torch.float32, ["multiview", "image", "video"], seed=3)
+    for name, views in (("multiview", 4), ("image", 1), ("video", recipe.frames)):
+        at = shot([20.0] * views, 32)
+        at = Shot(at.c2w.float(), at.fovy.float(), at.time.float(), at.size)
+        for score in getattr(recipe, name).scores:
+            pulled = made[name](pictures(views, 32).float(), at, score, 0.3, seeded())
+            assert pulled.grad.shape == (views, 32, 32, 3)
+            assert pulled.grad.dtype == torch.float32
+            assert pulled.grad.isfinite().all()
+            assert pulled.grad.abs().max() > 0
+    again = build.build(recipe, PROMPT, world.specs, "cpu", torch.float32, ["image"], seed=3)["image"]
+    other = build.build(recipe, PROMPT, world.specs, "cpu", torch.float32, ["image"], seed=4)["image"]
+    key = next(name for name, _ in lora.trainable(again.lora_unet) if "lora_A" in name)
+    first = lora.lora_state(again.lora_unet)[key]
+    assert torch.equal(first, lora.lora_state(made["image"].lora_unet)[key])
+    assert not torch.equal(first, lora.lora_state(other.lora_unet)[key])

@@ -1,0 +1,160 @@
+import dataclasses
+import math
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fourdfy_cli import hybrid
+from fourdfy_cli.config import Rates, constant
+from fourdfy_cli.diffusion.noise import Schedule
+from fourdfy_cli.guidance import sds
+from fourdfy_cli.guidance.pull import Pull
+from fourdfy_cli.hybrid import Moment, draw_branch, draw_cameras, draw_shot, frame_times
+from fourdfy_cli.nano.prompts import Subject
+from fourdfy_cli.nano.score import compare, look, views
+from fourdfy_cli.nano.show import truth
+from fourdfy_cli.presets import preset
+from fourdfy_cli.scene.scene import Scene, render
+from fourdfy_cli.train import parameter_groups
+
+
+def scene_of(recipe) -> Scene:
+    return Scene(recipe.field, recipe.background, recipe.march, 0)
+
+
+def test_two_coins():
+    stage = dataclasses.replace(preset("nano").stage3, p_3d=0.5, p_image=0.5)
+    drawn = Counter(draw_branch(stage, torch.Generator().manual_seed(k)) for k in range(4000))
+    for branch, chance in (("multiview", 0.5), ("image", 0.25), ("video", 0.25)):
+        assert abs(drawn[branch] / 4000 - chance) < 4 * math.sqrt(chance * (1 - chance) / 4000)
+
+
+def test_frame_times_are_consecutive_and_start_in_the_first_interval():
+    for k in range(50):
+        times = frame_times(16, torch.Generator().manual_seed(k))
+        assert 0 <= times[0] < 1 / 16 and times[-1] < 1
+        assert torch.allclose(times.diff(), torch.full((15,), 1 / 16))
+
+
+def test_cameras_of_a_group_stand_ninety_degrees_apart_and_share_the_rest(tiny):
+    recipe = dataclasses.replace(tiny, cameras=dataclasses.replace(tiny.cameras, fovy=(15.0, 60.0)))
+    c2w, fovy = draw_cameras(Moment(recipe, 0, 1, 0), 3, 4, torch.Generator().manual_seed(3))
+    position = c2w[:, :3, 3].unflatten(0, (3, 4))
+    azimuth = torch.atan2(position[..., 1], position[..., 0])
+    turn = torch.rad2deg(azimuth.diff(dim=1)) % 360
+    assert torch.allclose(turn, torch.full((3, 3), 90.0), atol=1e-3)
+    distance = position.norm(dim=-1)
+    assert torch.allclose(distance, distance[:, :1].expand(3, 4), atol=1e-5) and len(distance[:, 0].unique()) == 3
+    elevation = torch.rad2deg(torch.asin(position[..., 2] / distance))
+    assert (elevation > -1e-3).all() and (elevation < 30.01).all()
+    assert torch.equal(fovy.unflatten(0, (3, 4))[:, 0], fovy.unflatten(0, (3, 4))[:, 3])
+
+
+def test_elevation_is_uniform_in_angle_or_in_area(tiny):
+    """The mean of sin(elevation) lies between that of the two laws, halfway."""
+    draws = [draw_cameras(Moment(tiny, 0, 1, 0), 1, 1, torch.Generator().manual_seed(k))[0] for k in range(3000)]
+    sine = torch.stack([c[0, 2, 3] / c[0, :3, 3].norm() for c in draws])
+    top = math.radians(30)
+    by_angle, by_area = (1 - math.cos(top)) / top, math.sin(top) / 2
+    assert abs(sine.mean() - (by_angle + by_area) / 2) < 4 * sine.std() / math.sqrt(3000)
+
+
+@pytest.mark.parametrize("stage, branch, count", [(1, "multiview", 4), (2, "image", 1), (3, "video", 8)])
+def test_shots(tiny, stage, branch, count):
+    shot = draw_shot(branch, Moment(tiny, 5, stage, 1))
+    assert len(shot) == count and shot.size == (8, 8)
+    if branch == "video":
+        assert torch.equal(shot.c2w, shot.c2w[:1].expand(8, 4, 4)) and len(shot.time.unique()) == 8
+    else:
+        assert (shot.time == 0).all()
+    moving = draw_shot("multiview", Moment(tiny, 5, 3, 1))
+    assert len(moving.time.unique()) == 1 and moving.time[0] > 0
+
+
+def test_random_numbers_depend_on_seed_stage_step_and_stream_alone(tiny):
+    def draw(*key, stream="noise"):
+        return torch.rand(3, generator=Moment(tiny, *key).generator(stream))
+
+    assert torch.equal(draw(0, 1, 7), draw(0, 1, 7))
+    others = [draw(1, 1, 7), draw(0, 2, 7), draw(0, 1, 8), draw(0, 1, 7, stream="camera")]
+    assert all(not torch.equal(draw(0, 1, 7), other) for other in others)
+
+
+def test_backdrop_is_one_plain_grey_in_range(tiny):
+    colours = torch.stack([hybrid.draw_backdrop(Moment(tiny, 0, 1, k)) for k in range(200)])
+    assert (colours == colours[:, :1]).all() and colours.min() >= 0.45 and colours.max() <= 0.75
+    network = dataclasses.replace(tiny, background=dataclasses.replace(tiny.background, random=0.0))
+    assert hybrid.draw_backdrop(Moment(network, 0, 1, 0)) is None
+
+
+class Probe:
+    """A guidance whose loss is known: half the squared distance to a plain colour."""
+
+    def __call__(self, rgb, shot, score, progress, generator):
+        return Pull(rgb - 0.3, 0.5 * (rgb - 0.3).square().sum().item())
+
+
+@pytest.mark.parametrize("branch, coins", [("multiview", (1.0, 0.0)), ("image", (0.0, 1.0)), ("video", (0.0, 0.0))])
+def test_a_step_leaves_the_gradient_of_the_whole_loss(tiny, branch, coins):
+    stage = dataclasses.replace(tiny.stage3, p_3d=coins[0], p_image=coins[1], sparsity=constant(0.7), opaque=constant(0.4))
+    recipe = dataclasses.replace(tiny, stage3=stage)
+    moment, scene, twin = Moment(recipe, 0, 3, 0), scene_of(recipe), scene_of(recipe)
+    outcome = hybrid.step(scene, {branch: Probe()}, moment)
+    assert outcome.branch == branch
+    twin.load_state_dict(scene.state_dict())  # the occupancy grid as the step left it
+    twin.field.dynamic.requires_grad_(branch == "video")
+    shot = draw_shot(branch, moment)
+    frames = render(twin, shot, stage.blob.at(0), hybrid.draw_backdrop(moment), moment.generator("jitter"), train=True)
+    p = frames.opacity.clamp(1e-3, 1 - 1e-3)
+    whole = 0.5 * (frames.rgb - 0.3).square().sum()
+    whole = whole + 0.7 * (frames.opacity**2 + 0.01).sqrt().mean() + 0.4 * F.binary_cross_entropy(p, p.detach() * 0 + p)
+    whole.backward()
+    assert (scene.field.dynamic.table.grad is not None) == (branch == "video")
+    for (name, ours), theirs in zip(scene.field.named_parameters(), twin.field.parameters(), strict=True):
+        if ours.grad is not None:
+            scale = theirs.grad.abs().max().clamp_min(1e-12)
+            assert (ours.grad - theirs.grad).abs().max() / scale < 1e-5, name
+
+
+class Exact:
+    """Eq. 3 with the exact denoiser of one thing: the data distribution is a single picture per camera and time."""
+
+    schedule = Schedule.from_config(
+        {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "v_prediction"}
+    )
+
+    def __init__(self, subject: Subject, moment_grey: list):
+        self.subject, self.grey = subject, moment_grey
+
+    def __call__(self, rgb, shot, score, progress, generator):
+        picture = torch.from_numpy(truth(self.subject, shot).over(self.grey[0]))
+        t = sds.timestep(score.low.at(progress), score.high.at(progress), 1000, generator)
+        x = sds.noised(self.schedule, rgb, t, generator)
+        abar = self.schedule.alphas_cumprod[t].float()
+        eps = (x.z_t - abar.sqrt() * picture) / (1 - abar).sqrt()
+        v = abar.sqrt() * eps - (1 - abar).sqrt() * picture
+        gradient = sds.reconstruction_gradient(x, v, v, score.scale, 0.5, len(rgb) // 4)
+        return Pull(100 * gradient, sds.loss_of(gradient))
+
+
+def test_sds_with_the_exact_denoiser_of_a_dog_recovers_the_dog():
+    nano = preset("nano")
+    stage = dataclasses.replace(nano.stage1, steps=90, rates=Rates(2e-2, 0.0, 5e-3, 0.0, 0.0))
+    recipe = dataclasses.replace(nano, stage1=stage)
+    scene, subject, grey = scene_of(recipe), Subject("dog", "red"), [0.6]
+    guidance = {"multiview": Exact(subject, grey)}
+    optimizer = torch.optim.AdamW(parameter_groups(scene, stage, []), betas=(0.9, 0.99), eps=1e-15, weight_decay=0)
+    for k in range(stage.steps):
+        moment = Moment(recipe, 0, 1, k)
+        grey[0] = float(hybrid.draw_backdrop(moment)[0])
+        hybrid.step(scene, guidance, moment)
+        for group in optimizer.param_groups:
+            group["lr"] = group["base"] * stage.cooldown.at(moment.progress)
+        optimizer.step()
+        optimizer.zero_grad()
+    scene.blob_std.fill_(0.5)
+    shot = views(1)
+    measured = compare(look(scene, shot), shot, subject)
+    assert measured["iou"].mean() > 0.9 and measured["psnr"].mean() > 24, measured
