@@ -117,6 +117,7 @@ class Score:
     rescale: float = 0.5  # of the guided x0, reconstruction form only
     size: tuple[int, int] = (256, 256)  # the diffusion model's own picture size
     negative: str = ""
+    motion: float = 1.0  # how much more than its mean over frames the video gradient's deviation from it counts
     view_words: tuple[float, float] | None = None  # front and back thresholds in degrees
 
 
@@ -142,6 +143,8 @@ class Stage:
     moving: bool = False  # static stages look at t = 0
     dynamic_always: bool = False  # train the dynamic grid on every branch, not on video steps alone
     cooldown: Ramp = Ramp(1.0, 1.0)  # factor on all rates
+    reach: int = 0  # cells around the occupied ones that are looked at too, so that matter can move there
+    alpha: float | None = None  # pruning of faint samples in this stage; None: march.alpha
     blob: Ramp = Ramp(0.5, 0.5)  # standard deviation of the density blob
     sparsity: Ramp = Ramp(0.0, 0.0)
     opaque: Ramp = Ramp(0.0, 0.0)
@@ -254,7 +257,9 @@ def _build(kind: Any, value: Any, path: str) -> Any:
         hints = typing.get_type_hints(kind)
         if not isinstance(value, dict) or set(value) != set(hints):
             wrong = set(value) ^ set(hints) if isinstance(value, dict) else {repr(value)}
-            raise FourdfyError(f"recipe{path}: missing or unknown {', '.join(map(str, sorted(wrong, key=str)))}", "fourdfy doctor", USAGE)
+            raise FourdfyError(
+                f"recipe{path}: missing or unknown {', '.join(map(str, sorted(wrong, key=str)))}", "fourdfy info CHECKPOINT", USAGE
+            )
         return kind(**{name: _build(hint, value[name], f"{path}.{name}") for name, hint in hints.items()})
     options = typing.get_args(kind)
     if isinstance(kind, types.UnionType):

@@ -117,11 +117,11 @@ def step(scene: Scene, guidances: Mapping[str, Guidance], moment: Moment) -> Out
     blob = stage.blob.at(moment.progress)
     if moment.step % moment.recipe.march.refresh == 0:
         time = torch.rand((), generator=moment.generator("refresh")) if stage.moving else torch.tensor(0.0)
-        refresh(scene, moment.step, blob, time, moment.generator("cells"))
+        refresh(scene, moment.step, blob, time, moment.generator("cells"), stage.reach)
     branch = draw_branch(stage, moment.generator("branch"))
     shot = draw_shot(branch, moment)
     scene.field.dynamic.requires_grad_(stage.moving and (branch == "video" or stage.dynamic_always))
-    frames = render(scene, shot, blob, draw_backdrop(moment), moment.generator("jitter"), train=True)
+    frames = render(scene, shot, blob, draw_backdrop(moment), moment.generator("jitter"), True, stage.alpha)
     score = getattr(moment.recipe, branch).scores[moment.stage - 1]
     pull = guidances[branch](frames.rgb.detach(), shot, score, moment.progress, moment.generator("noise"))
     outcome = Outcome(branch, {branch: pull.loss, **pull.logs})

@@ -138,9 +138,8 @@ def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: St
         outcome = hybrid.step(current.scene, guidances, current.moment())
         bad = bad + 1 if not update(optimizer, current, outcome) else 0
         if bad >= BAD_STEPS:
-            raise FourdfyError(
-                f"diverged: {bad} steps without a finite gradient", f"fourdfy stage{current.stage} --resume {current.last}", DIVERGED
-            )
+            hint = f'fourdfy generate "{current.prompt}" --seed {current.seed + 1}'
+            raise FourdfyError(f"diverged: {bad} steps without a finite gradient", hint, DIVERGED)
         current.step += 1
         info = pace.info(outcome, current)
         metrics.write(

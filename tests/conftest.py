@@ -11,8 +11,7 @@ from fourdfy_cli.presets import preset
 torch.set_num_threads(2)
 
 
-@pytest.fixture
-def tiny() -> Recipe:
+def tiny_recipe() -> Recipe:
     nano = preset("nano")
     small = Shots((8, 8))
     branches = {name: dataclasses.replace(getattr(nano, name), shots=(small,) * 3) for name in ("multiview", "image", "video")}
@@ -30,3 +29,8 @@ def tiny() -> Recipe:
         march=March(samples=24, cells=8, refresh=2, warmup=4),
         preview_every=100,
     )
+
+
+@pytest.fixture
+def tiny() -> Recipe:
+    return tiny_recipe()

@@ -20,7 +20,7 @@ LAYERS = {
     "presets": 1, "runfolder": 1, "signals": 1, "scene": 1, "diffusion": 1,
     "guidance": 2,
     "hybrid": 3, "losses": 3, "checkpoint": 3,
-    "render": 4, "train": 4, "nano": 4, "evaluate": 4, "console": 4,
+    "render": 4, "runstate": 4, "train": 4, "nano": 4, "evaluate": 4, "console": 4,
     "cli": 5, "__main__": 6,
 }  # fmt: skip
 HEAVY = {"torch", "numpy", "numba", "diffusers", "transformers", "peft", "PIL", "open_clip", "jaxtyping", "safetensors"}

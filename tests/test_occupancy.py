@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import reference_scene as reference
 import torch
 
 from fourdfy_cli.scene.occupancy import Occupancy
-import reference_scene as reference
 
 
 def generator(seed: int = 0) -> torch.Generator:

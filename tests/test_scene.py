@@ -6,13 +6,13 @@ import dataclasses
 import math
 
 import numpy as np
+import reference_scene as reference
 import torch
 
 from fourdfy_cli import config
 from fourdfy_cli.nano import world
 from fourdfy_cli.scene.cameras import Shot, orbit_camera, rays
 from fourdfy_cli.scene.scene import Scene, refresh, render
-import reference_scene as reference
 
 FIELD = config.Field(config.Grid(3, 2, 10, 4, 2.0), config.Grid(3, 2, 10, 3, 1.6), hidden=16, init=1e-2)
 MARCH = config.March(samples=40, cells=12, alpha=0.01)

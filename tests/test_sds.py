@@ -163,3 +163,12 @@ def test_timesteps_cover_their_range_with_both_ends() -> None:
     assert sds.timestep(0.02, 0.5, 1000, torch.Generator().manual_seed(3)) == sds.timestep(
         0.02, 0.5, 1000, torch.Generator().manual_seed(3)
     )
+
+
+def test_amplified_motion_keeps_the_mean_and_scales_the_rest():
+    g = torch.randn(2, 3, 4, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    out = sds.amplified(g, 7.0)
+    for frame in range(4):
+        mean = sum(g[:, :, k] for k in range(4)) / 4
+        assert torch.allclose(out[:, :, frame], mean + 7 * (g[:, :, frame] - mean), atol=1e-12)
+    assert torch.allclose(sds.amplified(g, 1.0), g, atol=1e-12)

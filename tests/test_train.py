@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny_recipe
 
 from fourdfy_cli import checkpoint, train
 from fourdfy_cli.errors import FourdfyError
@@ -54,9 +55,7 @@ def lines(folder: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """One uninterrupted run."""
-    from conftest import tiny as fixture
-
-    recipe = fixture.__wrapped__() if hasattr(fixture, "__wrapped__") else fixture.__pytest_wrapped__.obj()
+    recipe = tiny_recipe()
     return go(tmp_path_factory.mktemp("whole"), recipe), recipe
 
 

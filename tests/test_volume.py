@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import reference_scene as reference
 import torch
 
 from fourdfy_cli.scene import volume
 from fourdfy_cli.scene.occupancy import Occupancy
 from fourdfy_cli.scene.volume import Samples, composite, march, visible, weights
-import reference_scene as reference
 
 
 def everywhere(x: torch.Tensor) -> torch.Tensor:

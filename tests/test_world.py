@@ -106,6 +106,19 @@ def test_drawn_views_and_clips():
     assert (clips.rgb[:, 1:] - clips.rgb[:, :-1]).abs().amax((2, 3, 4)).min() > 0.05  # it moves between any two frames
 
 
+def test_a_frozen_draw_is_the_same_thing_before_it_moves():
+    moving = data.draw(np.random.default_rng(3), 5, 4, moving=True, size=16)
+    frozen = data.draw(np.random.default_rng(3), 5, 4, moving=True, size=16, frozen=True)
+    assert (
+        frozen.rgb.shape == (5, 1, 3, 16, 16)
+        and torch.equal(frozen.c2w, moving.c2w[:, :1])
+        and torch.equal(frozen.azimuth, moving.azimuth[:, :1])
+    )
+    assert [(s.object, s.colour) for s in frozen.subjects] == [(s.object, s.colour) for s in moving.subjects]
+    assert torch.equal(frozen.rgb[:, 0, :, 0, 0], moving.rgb[:, 0, :, 0, 0])  # the same grey in the corner
+    assert torch.allclose(frozen.rgb.mean((1, 2, 3, 4)), moving.rgb.mean((1, 2, 3, 4)), atol=0.15)
+
+
 def test_captions_say_only_what_is_true():
     rng = np.random.default_rng(0)
     captions = {data.caption(Subject("dog", "red", "jumping"), rng, 100.0) for _ in range(200)}

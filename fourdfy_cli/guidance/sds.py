@@ -75,6 +75,13 @@ def video_gradient(x: Noised, cond: Float[Tensor, "B ..."], uncond: Float[Tensor
     return x.schedule.weight(x.t, x.z) * (eps_guided - x.eps) / len(x.z)
 
 
+def amplified(gradient: Float[Tensor, "B C F h w"], motion: float) -> Float[Tensor, "B C F h w"]:
+    """m + motion (g - m), m the mean over frames: what changes in time counts `motion` times as much as what does not. Same zeros; the
+    released code's VideoCrafter guidance does so, with 30."""
+    mean = gradient.mean(2, keepdim=True)
+    return mean + motion * (gradient - mean)
+
+
 def loss_of(gradient: Float[Tensor, "B ..."]) -> float:
     """The loss whose gradient this is: 0.5 sum g^2 / B for a gradient g / B."""
     return 0.5 * len(gradient) * gradient.square().sum().item()

@@ -32,7 +32,7 @@ class VideoGuidance:
             clip = frames.transpose(0, 1)[None]  # [F C h w] to [1 C F h w]
             x = sds.noised(self.diffusion.schedule, clip, t, generator)
             outputs = self.diffusion.predict(x.z_t, t, prompt, self.texts[score.negative])
-            grad = pull.latent_gradient(x, outputs, score, 1)
+            grad = sds.amplified(pull.latent_gradient(x, outputs, score, 1), score.motion)
             return grad[0].transpose(0, 1), pull.weighted_loss(grad, score.weight)
 
         pulled = pull.through_encoder(self.diffusion.vae, rgb, score.size, gradient, generator)

@@ -43,11 +43,13 @@ def draw(
     moving: bool,
     pairs: list[tuple[str, str]] = PAIRS,
     size: int = IMAGE_SIZE,
+    frozen: bool = False,
 ) -> Batch:
     """Draw `count` things from `views` sides each.
 
     Still: 4 (or `views`) cameras 360/views degrees apart at t = 0, no motion. Moving: one camera, `views` consecutive
-    times t0 + k/views with t0 in [0, 1/views), and a random motion.
+    times t0 + k/views with t0 in [0, 1/views), and a random motion; `frozen`: the same draw before it moves, at t = 0,
+    one picture each.
     """
     chosen = [pairs[i] for i in rng.integers(0, len(pairs), count)]
     motion = rng.integers(0, len(MOTIONS), count) if moving else np.full(count, -1)
@@ -67,11 +69,16 @@ def draw(
         np.repeat(motion, views),
         np.repeat(np.clip(colour, 0.02, 0.98), views, 0).astype(np.float32),
     )
+    if frozen:
+        time, motion, c2w, azimuth, views = 0 * time[:, :1], np.full(count, -1), c2w[::views], azimuth[:, :1], 1
+        things = world.Things(things.object[:: len(things.object) // count], motion, things.colour[:: len(things.colour) // count])
     picture = world.render(things, c2w.numpy(), np.full(count * views, math.radians(FOVY)), time.flatten(), size)
     grey = np.repeat(uniform(*GREY, rng, count), views)[:, None, None, None]
     rgb = torch.from_numpy(picture.over(grey)).permute(0, 3, 1, 2) * 2 - 1
     subjects = [Subject(o, c, MOTIONS[m] if m >= 0 else None) for (o, c), m in zip(chosen, motion, strict=True)]
-    return Batch(rgb.unflatten(0, (count, views)), c2w.unflatten(0, (count, views)), torch.from_numpy(azimuth + 0 * steps), subjects)
+    return Batch(
+        rgb.unflatten(0, (count, views)), c2w.unflatten(0, (count, views)), torch.from_numpy(azimuth + 0 * steps[:, :views]), subjects
+    )
 
 
 def clips(rng: np.random.Generator, count: int, frames: int = FRAMES) -> Batch:

@@ -15,17 +15,17 @@ from fourdfy_cli.nano.prompts import MOTIONS, Subject
 from fourdfy_cli.scene.cameras import unit_camera
 
 
-def cache(path: Path, seed: int, groups: int, views: int, moving: bool, vae, report=print) -> dict[str, Tensor]:
+def cache(path: Path, seed: int, groups: int, views: int, moving: bool, vae, report=print, frozen: bool = False) -> dict[str, Tensor]:
     """Latents [N V C h w] (half precision), cameras [N V 16], azimuths [N V] and subjects [N 3] of drawn groups; kept
-    in a file, made again from the seed if it is not there."""
+    in a file, made again from the seed if it is not there. `frozen`: the same draw standing still, V = 1."""
     if path.exists():
         return load_file(path)
     rng, parts = np.random.default_rng((seed, views, moving)), []
     for start in range(0, groups, 64):
-        batch = data.draw(rng, 64, views, moving)
+        batch = data.draw(rng, 64, views, moving, frozen=frozen)
         with torch.no_grad():
-            z = vae.encode(batch.rgb.flatten(0, 1)).latent.unflatten(0, (64, views)).half()
-        parts.append((z, unit_camera(batch.c2w.flatten(0, 1)).unflatten(0, (64, views)), batch.azimuth, encode_subjects(batch.subjects)))
+            z = vae.encode(batch.rgb.flatten(0, 1)).latent.unflatten(0, (64, -1)).half()
+        parts.append((z, unit_camera(batch.c2w.flatten(0, 1)).unflatten(0, (64, -1)), batch.azimuth, encode_subjects(batch.subjects)))
         if start % 2048 == 0:
             report(f"drawing {path.stem}: {start}/{groups}")
     names = ("latents", "cameras", "azimuth", "subjects")

@@ -8,24 +8,27 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderDC, UNet2DConditionModel, UNet3DConditionModel
-from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from fourdfy_cli.diffusion import models
+from fourdfy_cli.diffusion.models import ModelSpec
 from fourdfy_cli.diffusion.multiview import fold_views
 from fourdfy_cli.errors import USAGE, FourdfyError
 from fourdfy_cli.nano import data, networks
 from fourdfy_cli.nano.fit import Fit, Loss, Plan
 from fourdfy_cli.nano.latents import Captions, cache, decode_subject, noised
+from fourdfy_cli.nano.sample import draw, tile
 from fourdfy_cli.nano.train_clip import train_clip
 from fourdfy_cli.nano.train_video import train_video
+from fourdfy_cli.render import write_png
 
 PLANS = {
     "vae": Plan(steps=2400, batch=16, rate=2e-3, decay_from=0.4),
     "text": Plan(steps=1250, batch=64, rate=1.2e-3, decay_from=1.0),
-    "multiview": Plan(steps=2400, batch=64, rate=1.2e-3, decay_from=0.2),
-    "video": Plan(steps=2000, batch=8, rate=1e-3, decay_from=0.4),
-    "clip": Plan(steps=1500, batch=128, rate=1e-3),
+    "multiview": Plan(steps=2050, batch=64, rate=1.2e-3, decay_from=0.2),
+    "video": Plan(steps=3000, batch=8, rate=1.5e-3, decay_from=0.85),
+    "clip": Plan(steps=1000, batch=128, rate=1e-3),
 }
 
 
@@ -69,15 +72,7 @@ def train_vae(folder: Path, seed: int = 0, plan: Plan = PLANS["vae"], report=pri
         psnr = image_psnr(model.decode(z).sample, test)
     report(f"vae: {psnr:.2f} dB on unseen pictures; latent mean {z.mean((0, 2, 3)).abs().max():.3f} at most")
     model.save_pretrained(folder / "vae")
-    sheet(torch.cat([test[:8], model.decode(z[:8]).sample.detach()]), 8, folder / "vae.png")
-
-
-def sheet(rgb: Tensor, columns: int, path: Path, zoom: int = 2) -> None:
-    """Write pictures [N 3 H W] in [-1,1] as one PNG, row by row."""
-    n, _, h, w = rgb.shape
-    grid = rgb.clamp(-1, 1).reshape(n // columns, columns, 3, h, w).permute(0, 3, 1, 4, 2).reshape(n // columns * h, columns * w, 3)
-    image = Image.fromarray(((grid + 1) * 127.5).round().to(torch.uint8).numpy())
-    image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST).save(path)
+    write_png(folder / "samples.png", tile((torch.cat([test[:8], model.decode(z[:8]).sample.detach()]) + 1) / 2, 8))
 
 
 def train_text(folder: Path, vae_folder: Path, seed: int = 0, plan: Plan = PLANS["text"], report=print) -> None:
@@ -203,3 +198,16 @@ def train_part(name: str, folder: Path, seed: int, report=print) -> None:
         train_video(here, folder / "text", vae, PLANS[name], seed, report)
     else:
         train_clip(here, PLANS[name], seed, report)
+    if name in ("multiview", "video"):
+        sample_sheet(folder, name, seed)
+
+
+SAMPLES = ("a red dog jumping", "a green cat walking", "a blue bird spinning", "an orange car bouncing", "a purple dog swaying")
+
+
+def sample_sheet(folder: Path, role: str, seed: int) -> Path:
+    """What a trained model makes of five prompts, the last one held out, as a PNG beside its log."""
+    text = {part: f"text/{part}" for part in ("text_encoder", "tokenizer", "scheduler")}
+    spec = ModelSpec(role, str(folder), unet=f"{role}/{role}_unet", vae="vae/vae", **text)
+    pictures = draw(models.load(spec, "cpu", torch.float32), list(SAMPLES), role, seed, 20, 3.0)
+    return write_png(folder / role / "samples.png", tile(pictures.flatten(0, 1), pictures.shape[1]))

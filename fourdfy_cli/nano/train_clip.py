@@ -25,7 +25,7 @@ from fourdfy_cli.nano.prompts import Subject, view_words
 
 CONFIG = {
     "embed_dim": 64,
-    "vision_cfg": {"image_size": IMAGE_SIZE, "layers": 4, "width": 128, "head_width": 32, "patch_size": 8},
+    "vision_cfg": {"image_size": IMAGE_SIZE, "layers": 4, "width": 128, "head_width": 32, "patch_size": 16},
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 48, "heads": 4, "layers": 2},
 }
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from fourdfy_cli.nano import data, networks
 from fourdfy_cli.nano.fit import Fit, Plan
 from fourdfy_cli.nano.latents import Captions, cache, decode_subject, noised
 
-STILL = 0.15
+STILL = 0.1  # of the clips stand still
 
 
 def inflate(image: UNet2DConditionModel) -> UNet3DConditionModel:
@@ -36,24 +37,46 @@ def inflate(image: UNet2DConditionModel) -> UNet3DConditionModel:
     return video
 
 
-def _clip(pool: dict[str, Tensor], rng: np.random.Generator, motion: float) -> tuple[Tensor, str]:
-    """Latents [C F h w] and a caption: of a group of consecutive frames, or (motion 0) of one view, held."""
-    row = int(rng.integers(len(pool["latents"])))
-    view = 0 if motion else int(rng.integers(pool["latents"].shape[1]))
-    latents = pool["latents"][row].float() if motion else pool["latents"][row, view].float().expand(networks.FRAMES, -1, -1, -1)
-    caption = data.caption(decode_subject(pool["subjects"][row]), rng, float(pool["azimuth"][row, view]), motion)
-    return latents.transpose(0, 1), caption
+@dataclass
+class Clip:
+    """Training clip: latents [C F h w], the same thing before it moves, a caption, and how far it moves yet (0..1)."""
+
+    latents: Tensor
+    frozen: Tensor
+    caption: str
+    moved: float
+
+
+def draw_clip(pools: dict[str, dict[str, Tensor]], rng: np.random.Generator) -> Clip:
+    """A clip that moves and says how, most of the time damped; or (STILL) one view, held, that names no motion."""
+    pool = pools["views" if (still := rng.random() < STILL) else "clips"]
+    row, view = int(rng.integers(len(pool["latents"]))), int(rng.integers(4)) if still else 0
+    caption = data.caption(decode_subject(pool["subjects"][row]), rng, float(pool["azimuth"][row, view]), 0.0 if still else 1.0)
+    held = pool["latents"][row, view : view + 1] if still else pools["frozen"]["latents"][row]
+    frozen = held.float().expand(networks.FRAMES, -1, -1, -1).transpose(0, 1)
+    latents = frozen if still else pool["latents"][row].float().transpose(0, 1)
+    u = rng.random()
+    moved = 1.0 if still or not caption or u < 0.2 else 0.0 if u < 0.7 else rng.random()
+    return Clip(latents, frozen, caption, moved)
 
 
 def train_video(folder: Path, base: Path, vae_folder: Path, plan: Plan, seed: int = 0, report=print) -> None:
-    """Train the video UNet on clips, view words most of the time; the text encoder is frozen. Moving clips always say
-    how they move; STILL of the clips are a single picture all along, and their captions name no motion."""
+    """Train the video UNet on clips of one period; the text encoder is frozen.
+
+    Score distillation asks the model about something no plain training shows it: a thing that stands still, under
+    noise, with a prompt that says it jumps. A model trained on clips alone takes the stillness for evidence and keeps
+    it. So most moving clips are damped: z_t is noised from between the moving and the frozen clip, and the target is
+    the moving one. Their squared v-error is weighted by 1 - abar, which makes it the squared x0-error.
+    """
     torch.manual_seed(seed)
     tokens = CLIPTokenizer.from_pretrained(base / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(base / "text_encoder").eval().requires_grad_(False)
     vae = AutoencoderDC.from_pretrained(vae_folder).eval().requires_grad_(False)
-    pool = cache(folder / "clips.safetensors", seed, 6144, networks.FRAMES, True, vae, report)
-    still = cache(base / "views.safetensors", seed, 12288, 4, False, vae, report)
+    pools = {
+        "clips": cache(folder / "clips.safetensors", seed, 6144, networks.FRAMES, True, vae, report),
+        "frozen": cache(folder / "frozen.safetensors", seed, 6144, networks.FRAMES, True, vae, report, frozen=True),
+        "views": cache(base / "views.safetensors", seed, 12288, 4, False, vae, report),
+    }
     unet = inflate(UNet2DConditionModel.from_pretrained(base / "image_unet")).eval()
     flatten_temporal_convolutions(unet)
     fit = Fit("video", {"unet": unet}, plan, folder, seed, report=report)
@@ -61,10 +84,15 @@ def train_video(folder: Path, base: Path, vae_folder: Path, plan: Plan, seed: in
     abar, captions = networks.scheduler().alphas_cumprod, Captions(tokens, encoder)
 
     def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        rows = [_clip(still, rng, 0.0) if rng.random() < STILL else _clip(pool, rng, 1.0) for _ in range(plan.batch)]
-        z, texts = torch.stack([clip for clip, _ in rows]), [text for _, text in rows]
-        z_t, v = noised(z, t := torch.randint(0, 1000, (plan.batch,), generator=generator), abar, generator)
-        return (unet(z_t, t, captions(texts)).sample - v).square().mean()
+        clips = [draw_clip(pools, rng) for _ in range(plan.batch)]
+        z, frozen = torch.stack([c.latents for c in clips]), torch.stack([c.frozen for c in clips])
+        moved = torch.tensor([c.moved for c in clips], dtype=torch.float32).reshape(-1, 1, 1, 1, 1)
+        t = torch.randint(0, 1000, (plan.batch,), generator=generator)
+        signal = abar[t].reshape(-1, 1, 1, 1, 1)
+        z_t, _ = noised(frozen + moved * (z - frozen), t, abar, generator)
+        v = (signal.sqrt() * z_t - z) / (1 - signal).sqrt()
+        error = (unet(z_t, t, captions([c.caption for c in clips])).sample - v).square()
+        return torch.where(moved < 1, (1 - signal) * error, error).mean()
 
     fit.run(loss)
     unet.save_pretrained(folder / "video_unet")

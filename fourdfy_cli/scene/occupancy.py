@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -27,9 +28,18 @@ class Occupancy(nn.Module):
         self.register_buffer("binary", torch.ones(cells, cells, cells, dtype=torch.bool))
 
     @torch.no_grad()
-    def update(self, density: Callable[[Tensor], Tensor], step_length: float, step: int, warmup: int, generator: torch.Generator) -> None:
+    def update(
+        self,
+        density: Callable[[Tensor], Tensor],
+        step_length: float,
+        step: int,
+        warmup: int,
+        generator: torch.Generator,
+        reach: int = 0,
+    ) -> None:
         """One round of visits, `density` taking points [n 3] to densities [n]: every cell before step `warmup`, later a
-        quarter as many cells at random and as many again of the occupied ones, at a random point inside each."""
+        quarter as many cells at random and as many again of the occupied ones, at a random point inside each. Cells
+        within `reach` of an occupied one count as occupied too."""
         cell = self._all() if step < warmup else self._some(generator)
         corner = torch.stack([cell // self.cells**2, cell // self.cells % self.cells, cell % self.cells], -1)
         inside = torch.rand(corner.shape, generator=generator, device=generator.device, dtype=self.value.dtype)
@@ -38,7 +48,10 @@ class Occupancy(nn.Module):
         value = self.value.flatten()
         faded = value.scatter(0, cell, DECAY * value[cell])  # a cell drawn twice fades once
         self.value.copy_(faded.scatter_reduce(0, cell, found, "amax").view_as(self.value))
-        self.binary.copy_(self.value > self.threshold())
+        occupied = self.value > self.threshold()
+        if reach:
+            occupied = F.max_pool3d(occupied[None].to(self.value.dtype), 2 * reach + 1, 1, reach)[0] > 0
+        self.binary.copy_(occupied)
 
     def threshold(self) -> Float[Tensor, ""]:
         """The value above which a cell is occupied."""

@@ -7,6 +7,7 @@ Notation: V views of H x W pixels; `blob_std` is the size of the density bias (s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,8 +18,9 @@ from fourdfy_cli.scene.background import Background
 from fourdfy_cli.scene.cameras import Shot, rays
 from fourdfy_cli.scene.field import Field
 from fourdfy_cli.scene.occupancy import Occupancy
-from fourdfy_cli.scene.volume import Samples, composite, march, visible
+from fourdfy_cli.scene.volume import composite, march, visible
 
+Worth = Callable[[Tensor], Tensor]
 CHUNK = 160_000  # points queried at once when no gradient is wanted
 
 
@@ -50,23 +52,30 @@ class Scene(nn.Module):
         return 2 * math.sqrt(3) / self.march.samples
 
 
-def refresh(scene: Scene, step: int, blob_std: float, time: Tensor | float, generator: torch.Generator) -> None:
+def refresh(scene: Scene, step: int, blob_std: float, time: Tensor | float, generator: torch.Generator, reach: int = 0) -> None:
     """One occupancy update at one time in [0,1], at `step` of the stage (the first steps visit every cell)."""
 
     def density(x: Tensor) -> Tensor:
         moment = torch.as_tensor(time, dtype=x.dtype, device=x.device).expand(len(x))
         return torch.cat([scene.field.density(a, t, blob_std) for a, t in zip(x.split(CHUNK), moment.split(CHUNK), strict=True)])
 
-    scene.occupancy.update(density, scene.step_length, step, scene.march.warmup, generator)
+    scene.occupancy.update(density, scene.step_length, step, scene.march.warmup, generator, reach)
 
 
 def render(
-    scene: Scene, shot: Shot, blob_std: float, backdrop: Tensor | None = None, generator: torch.Generator | None = None, train: bool = False
+    scene: Scene,
+    shot: Shot,
+    blob_std: float,
+    backdrop: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    train: bool = False,
+    alpha: float | None = None,
 ) -> Frames:
     """Pictures of a shot, with a graph if `train`. A generator jitters the samples along each ray.
 
     Colour = composite + (1 - opacity) background. Samples that hardly show are left out: opacity below
-    min(march.alpha, the mean occupancy value) or transmittance before them below march.transmittance.
+    min(alpha, the mean occupancy value) or transmittance before them below march.transmittance; alpha is march.alpha
+    unless given.
     """
     dtype = scene.blob_std.dtype
     origin, direction = (part.reshape(-1, 3).to(dtype) for part in rays(shot))
@@ -76,8 +85,14 @@ def render(
     samples = march(origin, direction, scene.occupancy.lookup, scene.step_length, jitter, scene.occupancy.bounds())
     x = samples.points(origin, direction)
     time = shot.time.to(dtype).repeat_interleave(shot.size[0] * shot.size[1])[samples.ray]
+
+    def worth(density: Tensor) -> Tensor:
+        """Indices of the samples that show."""
+        least = scene.occupancy.value.mean().clamp(max=scene.march.alpha if alpha is None else alpha)
+        return visible(density, samples, len(origin), least, scene.march.transmittance).nonzero()[:, 0]
+
     with torch.set_grad_enabled(train):
-        keep, density, rgb = (_seen_train if train else _seen)(scene, x, time, samples, len(origin), blob_std)
+        keep, density, rgb = (_seen_train if train else _seen)(scene, x, time, blob_std, worth)
         total = composite(density, rgb, samples.take(keep), len(origin))
         behind = scene.background_net(direction) if backdrop is None else backdrop.to(total.colour)
         colour = total.colour + (1 - total.opacity)[:, None] * behind
@@ -85,25 +100,19 @@ def render(
     return Frames(colour.view(*shape, 3), total.opacity.view(shape), total.depth.view(shape))
 
 
-def _seen(scene: Scene, x: Tensor, time: Tensor, samples: Samples, rays: int, blob_std: float) -> tuple[Tensor, Tensor, Tensor]:
+def _seen(scene: Scene, x: Tensor, time: Tensor, blob_std: float, worth: Worth) -> tuple[Tensor, Tensor, Tensor]:
     """Indices of the samples to keep, their density and rgb: one look at every sample, block by block."""
     blocks = zip(x.split(CHUNK), time.split(CHUNK), strict=True)
     density, rgb = (torch.cat(part) for part in zip(*[scene.field(a, t, blob_std) for a, t in blocks], strict=True))
-    keep = _worth(scene, density, samples, rays)
+    keep = worth(density)
     return keep, density[keep], rgb[keep]
 
 
-def _seen_train(scene: Scene, x: Tensor, time: Tensor, samples: Samples, rays: int, blob_std: float) -> tuple[Tensor, Tensor, Tensor]:
+def _seen_train(scene: Scene, x: Tensor, time: Tensor, blob_std: float, worth: Worth) -> tuple[Tensor, Tensor, Tensor]:
     """As `_seen`, but a first look without a graph decides which samples get one."""
     with torch.no_grad():
         known = scene.field.features(x, time)
-        keep = _worth(scene, scene.field.density_of(known, x, blob_std), samples, rays)
+        keep = worth(scene.field.density_of(known, x, blob_std))
     x = x[keep]
     features = scene.field.attach(known[keep], x, time[keep])
     return keep, scene.field.density_of(features, x, blob_std), scene.field.colour_of(features)
-
-
-def _worth(scene: Scene, density: Tensor, samples: Samples, rays: int) -> Tensor:
-    """Indices of the samples that show."""
-    alpha = scene.occupancy.value.mean().clamp(max=scene.march.alpha)
-    return visible(density, samples, rays, alpha, scene.march.transmittance).nonzero()[:, 0]

@@ -1,0 +1,67 @@
+"""README.md against reality: help text, commands, file tree."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> set[str]:
+    from fourdfy_cli.cli.main import app
+
+    group = typer.main.get_command(app)
+    names = set()
+    for name, command in group.commands.items():
+        names |= {f"{name} {sub}" for sub in command.commands} if hasattr(command, "commands") else {name}
+    return names
+
+
+def test_every_command_is_listed_and_every_listed_one_exists():
+    listed = set()
+    for line in re.findall(r"^\| `fourdfy ([^`]*)`", README, re.M):
+        words = line.split()
+        listed.add(" ".join(words[:2]) if words[0] == "nano" else words[0])
+    assert listed == commands()
+
+
+def test_the_help_block_is_the_real_one():
+    block = re.search(r"```text\n\$ fourdfy --help\n(.*?)```", README, re.S)
+    assert block, "README.md has no help block"
+    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "TERMINAL_WIDTH": "100"}
+    done = subprocess.run([sys.executable, "-m", "fourdfy_cli", "--help"], capture_output=True, text=True, env=environment, timeout=120)
+
+    def words(text: str) -> list[str]:  # boxes are drawn differently by different versions of rich
+        return re.sub(r"[^\w\s\-.,;:()]", " ", text.replace("python -m fourdfy_cli", "fourdfy").replace("__main__.py", "fourdfy")).split()
+
+    assert words(block.group(1)) == words(done.stdout)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the tree is that of the repository")
+def test_the_tree_names_every_module():
+    block = re.search(r"```text\nfourdfy_cli/\n(.*?)```", README, re.S)
+    assert block, "README.md has no tree"
+    named = set()
+    folder = ""
+    for line in block.group(1).splitlines():
+        name = line.split()[0]
+        if not line.startswith("    "):
+            folder = ""
+        if name.endswith("/"):
+            folder = name
+        named |= {folder + n for n in re.findall(r"\b\w+\.py\b", line)}
+    real = {str(p.relative_to(ROOT / "fourdfy_cli")) for p in (ROOT / "fourdfy_cli").rglob("*.py") if not p.name.startswith("__")}
+    assert named == real
+
+
+def test_the_two_set_up_lines_stand_as_promised():
+    assert 'pip install . && fourdfy generate "a red dog jumping"' in README
+    assert 'pip install ".[test]" && pytest' in README
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert 'pip install --quiet --no-cache-dir ".[test]"' in ci and "\npytest " in ci
