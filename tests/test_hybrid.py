@@ -106,7 +106,7 @@ def test_a_step_leaves_the_gradient_of_the_whole_loss(tiny, branch, coins):
     twin.load_state_dict(scene.state_dict())  # the occupancy grid as the step left it
     twin.field.dynamic.requires_grad_(branch == "video")
     shot = draw_shot(branch, moment)
-    frames = render(twin, shot, stage.blob.at(0), hybrid.draw_backdrop(moment), moment.generator("jitter"), train=True)
+    frames = render(twin, shot, stage.blob.at(0), hybrid.draw_backdrop(moment), moment.generator("jitter"), train=True, alpha=stage.alpha)
     p = frames.opacity.clamp(1e-3, 1 - 1e-3)
     whole = 0.5 * (frames.rgb - 0.3).square().sum()
     whole = whole + 0.7 * (frames.opacity**2 + 0.01).sqrt().mean() + 0.4 * F.binary_cross_entropy(p, p.detach() * 0 + p)

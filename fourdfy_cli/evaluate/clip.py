@@ -14,6 +14,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fourdfy_cli import render
@@ -64,7 +65,7 @@ def load_clip(name: str) -> Clip:
     try:
         model = open_clip.create_model(source, pretrained=pretrained, precision="fp32")
         tokenize = open_clip.get_tokenizer(source)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise FourdfyError(f"cannot load CLIP {name}: {line}", "fourdfy clip-score outputs/ --clip nano", ENVIRONMENT) from None
     size = model.visual.image_size

@@ -15,9 +15,14 @@ from fourdfy_cli.nano.prompts import MOTIONS, Subject
 from fourdfy_cli.scene.cameras import unit_camera
 
 
-def cache(path: Path, seed: int, groups: int, views: int, moving: bool, vae, report=print, frozen: bool = False) -> dict[str, Tensor]:
+def cache(path: Path, seed: int, groups: int, kind: str, vae, report=print) -> dict[str, Tensor]:
     """Latents [N V C h w] (half precision), cameras [N V 16], azimuths [N V] and subjects [N 3] of drawn groups; kept
-    in a file, made again from the seed if it is not there. `frozen`: the same draw standing still, V = 1."""
+    in a file, made again from the seed if it is not there.
+
+    Kinds: "views" (4 sides of a still thing), "clips" (FRAMES frames of one that moves), and "frozen" (the same draw as
+    "clips" before it moves, V = 1).
+    """
+    views, moving, frozen = (4, False, False) if kind == "views" else (networks.FRAMES, True, kind == "frozen")
     if path.exists():
         return load_file(path)
     rng, parts = np.random.default_rng((seed, views, moving)), []

@@ -107,7 +107,7 @@ def multiview_loss(folder: Path, vae_folder: Path, plan: Plan, seed: int, unet, 
     """As MVDream was trained: 70 % of the batches are groups of 4 views with cameras, the rest single pictures with
     view words and a zero camera; mean squared error of v."""
     vae = AutoencoderDC.from_pretrained(vae_folder).eval().requires_grad_(False)
-    pool = cache(folder / "views.safetensors", seed, 12288, 4, False, vae, report)
+    pool = cache(folder / "views.safetensors", seed, 12288, "views", vae, report)
     abar = networks.scheduler().alphas_cumprod
 
     def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:

@@ -73,9 +73,9 @@ def train_video(folder: Path, base: Path, vae_folder: Path, plan: Plan, seed: in
     encoder = CLIPTextModel.from_pretrained(base / "text_encoder").eval().requires_grad_(False)
     vae = AutoencoderDC.from_pretrained(vae_folder).eval().requires_grad_(False)
     pools = {
-        "clips": cache(folder / "clips.safetensors", seed, 6144, networks.FRAMES, True, vae, report),
-        "frozen": cache(folder / "frozen.safetensors", seed, 6144, networks.FRAMES, True, vae, report, frozen=True),
-        "views": cache(base / "views.safetensors", seed, 12288, 4, False, vae, report),
+        "clips": cache(folder / "clips.safetensors", seed, 6144, "clips", vae, report),
+        "frozen": cache(folder / "frozen.safetensors", seed, 6144, "frozen", vae, report),
+        "views": cache(base / "views.safetensors", seed, 12288, "views", vae, report),
     }
     unet = inflate(UNet2DConditionModel.from_pretrained(base / "image_unet")).eval()
     flatten_temporal_convolutions(unet)
