@@ -143,7 +143,8 @@ def render(things: Things, c2w: np.ndarray, fovy: np.ndarray, time: np.ndarray, 
     rgba = np.zeros((len(time), size, size, 4), np.float32)
     depth = np.zeros((len(time), size, size), np.float32)
     _cast(table["kind"], table["reach"] ** 2, *f32, focal, outside, samples, LIGHT_DIRECTION, rgba, depth)
-    return Picture(rgba, depth)
+    alpha = rgba[..., 3]
+    return Picture(rgba, np.divide(depth, alpha, out=depth, where=alpha > 0))
 
 
 @njit(inline="always")
@@ -261,7 +262,3 @@ def _cast(kind, reach, inverse, centre, colour, origin, axes, normals, focal, ou
                     rgba[b, y, x, i] += weight * min(np.float32(1), colour[b, hit, i] * shade)
                 rgba[b, y, x, 3] += weight
                 depth[b, y, x] += weight * best
-        for y in range(size):
-            for x in range(size):
-                if rgba[b, y, x, 3] > 0:
-                    depth[b, y, x] /= rgba[b, y, x, 3]
