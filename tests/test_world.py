@@ -7,7 +7,7 @@ from reference_world import first_hit
 
 from fourdfy_cli.nano import data, world
 from fourdfy_cli.nano.objects import COLOURS, OBJECTS
-from fourdfy_cli.nano.prompts import HELD_OUT, MOTIONS, Subject, view_words
+from fourdfy_cli.nano.prompts import HELD_OUT, MOTIONS, Subject
 from fourdfy_cli.nano.show import middle_turntable, truth
 from fourdfy_cli.scene.cameras import Shot, rays
 
@@ -131,4 +131,4 @@ def test_captions_say_only_what_is_true():
     [(0, "front view"), (44.9, "front view"), (45, "side view"), (-90, "side view"), (180, "back view"), (-140, "back view")],
 )
 def test_view_words(azimuth, words):
-    assert view_words(azimuth) == words
+    assert data.view_words(azimuth) == words

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fourdfy_cli.diffusion.text import view_word
 from fourdfy_cli.nano import world
 from fourdfy_cli.nano.networks import FRAMES, IMAGE_SIZE
 from fourdfy_cli.nano.objects import COLOURS, OBJECTS
-from fourdfy_cli.nano.prompts import HELD_OUT, MOTIONS, Subject, view_words
+from fourdfy_cli.nano.prompts import HELD_OUT, MOTIONS, Subject
 from fourdfy_cli.scene.cameras import orbit_camera
 
 FOVY, DISTANCE, ELEVATION, GREY = 40.0, (2.6, 2.8), (0.0, 30.0), (0.45, 0.75)
@@ -84,6 +85,11 @@ def draw(
 def clips(rng: np.random.Generator, count: int, frames: int = FRAMES) -> Batch:
     """`count` clips of one period each, from one fixed camera a clip."""
     return draw(rng, count, frames, moving=True)
+
+
+def view_words(azimuth: float) -> str:
+    """View words of an azimuth in degrees, a quarter turn wide in front and behind (as in presets.py, `nano`)."""
+    return view_word(azimuth, 45.0, 45.0)
 
 
 def caption(subject: Subject, rng: np.random.Generator, azimuth: float | None = None, motion: float = 1.0, empty: float = 0.1) -> str:

@@ -46,7 +46,6 @@ HELD_OUT = frozenset(
         ("car", "white"), ("rocket", "yellow"), ("cube", "red"), ("ball", "green"), ("cone", "purple"), ("donut", "white"),
     }
 )  # fmt: skip
-VIEWS = ("front view", "side view", "back view")
 
 
 @dataclass(frozen=True)
@@ -127,9 +126,3 @@ def _unknown(word: str, known: dict[str, str]) -> FourdfyError:
     guess = f" (did you mean {near[0]}?)" if near else ""
     listed = "; ".join(", ".join(group) for group in (OBJECTS, COLOURS, MOTIONS))
     return FourdfyError(f"the nano models do not know the word {word!r}{guess}; they know: {listed}", f'fourdfy generate "{_example()}"', 2)
-
-
-def view_words(azimuth: float, front: float = 45.0, back: float = 45.0) -> str:
-    """View words for an azimuth in degrees: front within `front` of 0, back within `back` of 180, else side."""
-    wrapped = abs((azimuth + 180) % 360 - 180)
-    return VIEWS[0] if wrapped < front else VIEWS[2] if wrapped > 180 - back else VIEWS[1]

@@ -14,7 +14,7 @@ from fourdfy_cli.diffusion.models import NANO, Diffusion
 from fourdfy_cli.diffusion.noise import guided
 from fourdfy_cli.errors import USAGE, FourdfyError
 from fourdfy_cli.nano.networks import FRAMES, LATENT_CHANNELS, LATENT_SIZE
-from fourdfy_cli.nano.prompts import VIEWS, parse
+from fourdfy_cli.nano.prompts import parse
 from fourdfy_cli.render import write_png
 from fourdfy_cli.scene.cameras import orbit_camera, unit_camera
 
@@ -63,7 +63,7 @@ def load(kind: str) -> Diffusion:
 def sample(prompt: str, kind: str, out: Path, seed: int = 0, steps: int = 25, scale: float = 3.0) -> Path:
     """Write samples of one prompt as a PNG: a row of 4 views, three pictures with view words, or a row of frames."""
     words = parse(prompt).text()
-    prompts = [f"{words}, {view}" for view in VIEWS] if kind == "image" else [words]
+    prompts = [f"{words}, {view}" for view in text.VIEW_WORDS] if kind == "image" else [words]
     pictures = draw(load(kind), prompts, kind, seed, steps, scale).flatten(0, 1)
     return write_png(out, tile(pictures, len(pictures)))
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from fourdfy_cli import render
+from fourdfy_cli.diffusion.text import VIEW_WORDS
 from fourdfy_cli.evaluate.clip import Clip, load_clip
 from fourdfy_cli.nano.data import DISTANCE, ELEVATION, FOVY, GREY
 from fourdfy_cli.nano.networks import FRAMES, IMAGE_SIZE
 from fourdfy_cli.nano.objects import COLOURS, OBJECTS, WITH_FRONT
-from fourdfy_cli.nano.prompts import MOTIONS, VIEWS, Subject, parse
+from fourdfy_cli.nano.prompts import MOTIONS, Subject, parse
 from fourdfy_cli.nano.show import truth
 from fourdfy_cli.runfolder import write_json
 from fourdfy_cli.scene.cameras import Shot, orbit_camera
@@ -128,7 +129,7 @@ def fronts(judge: Clip, frames: Frames, subject: Subject) -> dict[str, Any]:
     if subject.object not in WITH_FRONT:
         return {"fronts": None, "front_runs": None}
     first = Frames(*(part[:AZIMUTHS] for part in frames))
-    front = (likeness(judge, first, [f"a {subject.colour} {subject.object}, {view}" for view in VIEWS]) == 0).numpy()
+    front = (likeness(judge, first, [f"a {subject.colour} {subject.object}, {view}" for view in VIEW_WORDS]) == 0).numpy()
     starts = int((front & ~np.roll(front, 1)).sum())
     return {"fronts": int(front.sum()), "front_runs": 1 if front.all() else starts}
 

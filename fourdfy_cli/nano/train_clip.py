@@ -21,7 +21,7 @@ from fourdfy_cli.nano import data
 from fourdfy_cli.nano.fit import Fit, Plan
 from fourdfy_cli.nano.networks import IMAGE_SIZE
 from fourdfy_cli.nano.objects import COLOURS, OBJECTS
-from fourdfy_cli.nano.prompts import Subject, view_words
+from fourdfy_cli.nano.prompts import Subject
 
 CONFIG = {
     "embed_dim": 64,
@@ -45,7 +45,7 @@ def pool_of_pictures(seed: int, groups: int) -> tuple[Tensor, list[tuple[Subject
 
 def side(subject: Subject, azimuth: float) -> str | None:
     """View words for an azimuth in degrees; none for a thing that spins, whose visible side depends on the time."""
-    return None if subject.motion == "spinning" else view_words(azimuth)
+    return None if subject.motion == "spinning" else data.view_words(azimuth)
 
 
 def said(label: tuple[Subject, str | None], rng: np.random.Generator) -> tuple[str | None, ...]:
