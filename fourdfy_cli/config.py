@@ -160,11 +160,26 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Lora:
-    """Low-rank adaptation of the image model for Eq. 4 and 5."""
+class Vsd:
+    """The low-rank twin of Eq. 4 and 5; with `share_base` it is the image model itself with LoRA, else models.lora."""
 
     rank: int = 4
     drop_camera: float = 0.1
+    share_base: bool = False
+
+
+@dataclass(frozen=True)
+class Models:
+    """Diffusion models: a set ("paper", "nano" or "random"), and for each role a folder or Hub id[@revision] to use
+    instead of the set's own ("" for none); `size` of the random set: "full" or "tiny"."""
+
+    set: str = "paper"
+    multiview: str = ""
+    image: str = ""
+    lora: str = ""
+    video: str = ""
+    clip: str = ""
+    size: str = "full"
 
 
 @dataclass(frozen=True)
@@ -172,7 +187,7 @@ class Recipe:
     """Everything that determines a run besides the prompt and the seed."""
 
     name: str
-    models: str
+    models: Models
     frames: int
     multiview: Branch
     image: Branch
@@ -184,7 +199,7 @@ class Recipe:
     background: Background = Background()
     march: March = March()
     cameras: Cameras = Cameras()
-    lora: Lora = Lora()
+    vsd: Vsd = Vsd()
     weight_decay: float = 0.01
     preview_every: int = 1000
     save_minutes: float = 5.0

@@ -11,14 +11,15 @@ from fourdfy_cli.config import (
     Cameras,
     Field,
     Grid,
-    Lora,
     March,
+    Models,
     Ramp,
     Rates,
     Recipe,
     Score,
     Shots,
     Stage,
+    Vsd,
     constant,
 )
 from fourdfy_cli.errors import USAGE, FourdfyError
@@ -40,7 +41,7 @@ def nano() -> Recipe:
     growing = Shots(fine, coarse=coarse, fine_from=0.7)
     return Recipe(
         name="nano",
-        models="nano",
+        models=Models("nano"),
         frames=8,
         multiview=Branch((growing, Shots(fine), Shots(coarse)), (falling, settled, settled)),
         image=Branch((Shots(fine),) * 3, (image,) * 3),
@@ -55,7 +56,7 @@ def nano() -> Recipe:
         background=Background(random=1.0, low=0.45, high=0.75, grey=True),  # as the models were trained (nano/data.py)
         march=March(samples=96, cells=32, alpha=0.003, refresh=16, warmup=256),
         cameras=Cameras(distance=(2.6, 2.8), fovy=(40.0, 40.0), elevation=(0.0, 30.0)),
-        lora=Lora(),
+        vsd=Vsd(),
         weight_decay=0.0,
         preview_every=50,
         save_minutes=1.0,

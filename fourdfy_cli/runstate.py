@@ -46,13 +46,13 @@ class Run:
             "scene": {k: v.detach().cpu() for k, v in self.scene.state_dict().items()},
             "lora": self.lora,
             "optimizer": self.optimizer_state,
-            "models": self.recipe.models,
+            "models": self.recipe.models.set,
         }
 
     @property
     def text(self) -> str:
         """The prompt as the models read it: the nano set has its own small grammar."""
-        return parse(self.prompt).text() if self.recipe.models == "nano" else self.prompt
+        return parse(self.prompt).text() if self.recipe.models.set == "nano" else self.prompt
 
     @property
     def last(self) -> Path:
@@ -129,7 +129,7 @@ def write_about(current: Run, status: str) -> None:
             "status": status,
             "stage": current.stage,
             "step": current.step,
-            "models": current.recipe.models,
+            "models": current.recipe.models.set,
             "versions": {"fourdfy": __version__, "torch": torch.__version__},
             "recipe": to_dict(current.recipe),
         },

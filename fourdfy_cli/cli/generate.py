@@ -22,7 +22,7 @@ Resume = Annotated[
 def generate(prompt: options.Prompt, run: options.Run) -> None:
     """Turn a sentence into a moving 3D scene: all three stages, then a video of it. The same command again resumes."""
     recipe = options.recipe(run)
-    options.check_prompt(prompt, recipe.models)
+    options.check_prompt(prompt, recipe.models.set)
     _run(prompt, recipe, run, (1, 2, 3), None)
 
 
@@ -50,7 +50,7 @@ def _stage(number: int, prompt: str | None, resume: Path | None, run: options.Ru
         if prompt is None:
             raise FourdfyError(f"stage{number} wants a prompt or a checkpoint", _example(number), USAGE)
         recipe = options.recipe(run)
-        options.check_prompt(prompt, recipe.models)
+        options.check_prompt(prompt, recipe.models.set)
         if number > 1:
             raise FourdfyError(f"stage {number} starts from a checkpoint of stage {number - 1}", _earlier(number, prompt, run), USAGE)
         return _run(prompt, recipe, run, (number,), None)
@@ -62,7 +62,7 @@ def _stage(number: int, prompt: str | None, resume: Path | None, run: options.Ru
     _agree("prompt", prompt, state["prompt"], number, resume)
     _agree("seed", run.seed, state["seed"], number, resume)
     recipe = options.recipe(run, config.from_dict(state["recipe"]))
-    options.check_prompt(state["prompt"], recipe.models)
+    options.check_prompt(state["prompt"], recipe.models.set)
     out = _out(run, state["prompt"], state["seed"], resume)
     _run(state["prompt"], recipe, replace(run, seed=state["seed"], out=out), (number,), resume)
 
@@ -101,7 +101,7 @@ def _run(prompt: str, recipe: config.Recipe, run: options.Run, stages: tuple[int
     options.check_device(run.device)
     options.check_writable(run.out)
     if run.models in (None, "auto"):
-        output.note(f"models: {recipe.models} (the set that this version brings)")
+        output.note(f"models: {recipe.models.set} (the set that this version brings)")
     from fourdfy_cli.train import run as train
 
     with output.events() as events:

@@ -91,7 +91,7 @@ def info(source: Source, common: options.Common) -> None:
     recipe = from_dict(state["recipe"])
     stage, steps = state["stage"], recipe.stage(state["stage"]).steps
     data = {
-        "checkpoint": path, "prompt": state["prompt"], "seed": state["seed"], "preset": recipe.name, "models": recipe.models,
+        "checkpoint": path, "prompt": state["prompt"], "seed": state["seed"], "preset": recipe.name, "models": recipe.models.set,
         "stage": stage, "step": state["step"], "steps": steps, "parameters": sum(t.numel() for t in state["scene"].values()),
         "bytes": path.stat().st_size, "digest": state["digest"], "next": _next(path, stage, state["step"] < steps),
     }  # fmt: skip

@@ -103,7 +103,7 @@ def recipe(options: Run, base: config.Recipe | None = None) -> config.Recipe:
     if options.models is not None:
         if options.models not in MODELS:
             raise FourdfyError(f"there is no model set {options.models!r}", f"--models nano   ({', '.join(MODELS)})", USAGE)
-        chosen = chosen if options.models == "auto" else replace(chosen, models=options.models)
+        chosen = chosen if options.models == "auto" else replace(chosen, models=config.Models(options.models))
     from_file = [f"{key}={value}" for key, value in config.leaves(file_settings().get("set", {})).items()]
     for assignment in (*from_file, *os.environ.get("FOURDFY_SET", "").split(), *options.settings):
         chosen = config.override(chosen, assignment)

@@ -43,7 +43,7 @@ def build(
             guidances[name] = VideoGuidance(loaded[name], texts[name])
         else:
             twin = load_twin(loaded[name], specs.get("lora", specs[name]), recipe, device, dtype, seed)
-            guidances[name] = VariationalGuidance(loaded[name], twin, texts[name], recipe.lora.drop_camera)
+            guidances[name] = VariationalGuidance(loaded[name], twin, texts[name], recipe.vsd.drop_camera)
     return guidances
 
 
@@ -82,5 +82,5 @@ def load_models(specs: Mapping[str, ModelSpec], device: torch.device | str, dtyp
 
 def load_twin(image: Diffusion, spec: ModelSpec, recipe: Recipe, device: torch.device | str, dtype: torch.dtype, seed: int) -> Diffusion:
     """The image model's LoRA twin, with the prediction type of the folder it starts from."""
-    unet = lora.twin(spec, recipe.lora.rank, device, dtype, torch.Generator().manual_seed(seed))
+    unet = lora.twin(spec, recipe.vsd.rank, device, dtype, torch.Generator().manual_seed(seed))
     return replace(image, unet=unet, schedule=models.schedule(spec), spec=spec)

@@ -18,6 +18,7 @@ from fourdfy_cli.nano.fit import Fit, Plan
 from fourdfy_cli.nano.latents import Captions, cache, decode_subject, noised
 
 STILL = 0.1  # of the clips stand still
+LATE = 350  # three batches in four are noised at least to this timestep: below it, the clip shows where everything is
 
 
 def inflate(image: UNet2DConditionModel) -> UNet3DConditionModel:
@@ -87,7 +88,7 @@ def train_video(folder: Path, base: Path, vae_folder: Path, plan: Plan, seed: in
         clips = [draw_clip(pools, rng) for _ in range(plan.batch)]
         z, frozen = torch.stack([c.latents for c in clips]), torch.stack([c.frozen for c in clips])
         moved = torch.tensor([c.moved for c in clips], dtype=torch.float32).reshape(-1, 1, 1, 1, 1)
-        t = torch.randint(0, 1000, (plan.batch,), generator=generator)
+        t = torch.randint(LATE if rng.random() < 0.75 else 0, 1000, (plan.batch,), generator=generator)
         signal = abar[t].reshape(-1, 1, 1, 1, 1)
         z_t, _ = noised(frozen + moved * (z - frozen), t, abar, generator)
         v = (signal.sqrt() * z_t - z) / (1 - signal).sqrt()
