@@ -149,11 +149,16 @@ class Stage:
     sparsity: Ramp = Ramp(0.0, 0.0)
     opaque: Ramp = Ramp(0.0, 0.0)
 
+    def chances(self) -> dict[str, float]:
+        """How often each branch is drawn, without those that never are."""
+        rest = 1 - self.p_3d
+        every = (("multiview", self.p_3d), ("image", rest * self.p_image), ("video", rest * (1 - self.p_image)))
+        return {branch: chance for branch, chance in every if chance > 1e-9}
+
 
 @dataclass(frozen=True)
 class Branch:
-    """A branch of Algorithm 1: how it looks at the scene, and its guidance in each stage (a stage that does not draw
-    the branch ignores it)."""
+    """A branch of Algorithm 1: how it looks at the scene, and its guidance, in each stage."""
 
     shots: tuple[Shots, Shots, Shots]
     scores: tuple[Score, Score, Score]
@@ -161,7 +166,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Vsd:
-    """The low-rank twin of Eq. 4 and 5; with `share_base` it is the image model itself with LoRA, else models.lora."""
+    """The low-rank twin of Eq. 4 and 5: of models.lora, or with `share_base` of the image model itself."""
 
     rank: int = 4
     drop_camera: float = 0.1
@@ -170,8 +175,8 @@ class Vsd:
 
 @dataclass(frozen=True)
 class Models:
-    """Diffusion models: a set ("paper", "nano" or "random"), and for each role a folder or Hub id[@revision] to use
-    instead of the set's own ("" for none); `size` of the random set: "full" or "tiny"."""
+    """A set ("paper", "nano" or "random") of `size` (random: "full" or "tiny"); a folder or Hub id[@revision] for a role
+    stands in for the set's own."""
 
     set: str = "paper"
     multiview: str = ""
@@ -219,10 +224,8 @@ def from_dict(values: dict[str, Any]) -> Recipe:
 
 
 def override(recipe: Recipe, assignment: str) -> Recipe:
-    """A recipe with one value changed, e.g. "stage3.steps=500" or "multiview.scores.0.scale=5".
-
-    Raises FourdfyError (exit 2) for an unknown key, naming the nearest right one, or a value of the wrong type.
-    """
+    """A recipe with one value changed, e.g. "stage3.steps=500" or "multiview.scores.0.scale=5"; raises FourdfyError (exit 2)
+    for an unknown key, naming the nearest right one, or a value of the wrong type."""
     key, equals, text = assignment.partition("=")
     if not equals:
         raise FourdfyError(f"--set wants key=value, not {assignment!r}", "--set stage3.steps=500", USAGE)
@@ -247,6 +250,12 @@ def leaves(values: Any, prefix: str = "") -> dict[str, Any]:
     if items is None:
         return {prefix: values}
     return {k: v for name, value in items for k, v in leaves(value, f"{prefix}.{name}".lstrip(".")).items()}
+
+
+def differences(before: Recipe, after: Recipe) -> list[str]:
+    """The dotted keys of `after` that `before` lacks or has another value under."""
+    old = leaves(to_dict(before))
+    return [key for key, value in leaves(to_dict(after)).items() if key not in old or old[key] != value]
 
 
 def _read(text: str, old: Any, key: str) -> Any:

@@ -18,8 +18,9 @@ from torch import Tensor
 from fourdfy_cli.config import Recipe, Shots, Stage
 from fourdfy_cli.guidance.pull import Guidance
 from fourdfy_cli.losses import opaqueness, sparsity
+from fourdfy_cli.memory import DIRECT, Chunks
 from fourdfy_cli.scene.cameras import Shot, orbit_camera
-from fourdfy_cli.scene.scene import Scene, refresh, render
+from fourdfy_cli.scene.scene import Frames, Look, Scene, cast, refresh, trace
 
 BRANCHES = ("multiview", "image", "video")
 
@@ -111,26 +112,60 @@ def draw_backdrop(moment: Moment) -> Float[Tensor, 3] | None:
     return background.low + (background.high - background.low) * colour
 
 
-def step(scene: Scene, guidances: Mapping[str, Guidance], moment: Moment) -> Outcome:
-    """One step of Algorithm 1: leaves gradients in the scene (and in the LoRA on image steps); does not update."""
-    stage = moment.settings
-    blob = stage.blob.at(moment.progress)
+def look_around(scene: Scene, moment: Moment) -> None:
+    """The occupancy update, if one is due at this step: before `step`, and only once however often that is tried."""
     if moment.step % moment.recipe.march.refresh == 0:
+        stage = moment.settings
         time = torch.rand((), generator=moment.generator("refresh")) if stage.moving else torch.tensor(0.0)
-        refresh(scene, moment.step, blob, time, moment.generator("cells"), stage.reach)
+        refresh(scene, moment.step, stage.blob.at(moment.progress), time, moment.generator("cells"), stage.reach)
+
+
+def step(scene: Scene, guidances: Mapping[str, Guidance], moment: Moment, chunks: Chunks = DIRECT) -> Outcome:
+    """One step of Algorithm 1: leaves gradients in the scene (and in the LoRA on image steps); does not update.
+
+    The gradient at the pictures does not depend on the graph behind them. So if the shot is more than one tile of rays, it is rendered
+    without a graph, judged, and rendered again tile by tile, each tile's share of the objective pulled back at once: the same gradient
+    in the memory of one tile.
+    """
+    stage = moment.settings
     branch = draw_branch(stage, moment.generator("branch"))
     shot = draw_shot(branch, moment)
+    if chunks.park:
+        make_room(guidances, branch, scene.blob_std.device)
     scene.field.dynamic.requires_grad_(stage.moving and (branch == "video" or stage.dynamic_always))
-    frames = render(scene, shot, blob, draw_backdrop(moment), moment.generator("jitter"), True, stage.alpha)
+    look = Look(stage.blob.at(moment.progress), draw_backdrop(moment), stage.alpha)
+    rays = cast(scene, shot, moment.generator("jitter"))
+    tile = chunks.rays or len(rays.time)
+    tiles = rays.split(tile)
+    seen = [trace(scene, part, look, train=len(tiles) == 1) for part in tiles]
+    rgb = torch.cat([part.rgb.detach() for part in seen]).view(len(shot), *shot.size, 3)
     score = getattr(moment.recipe, branch).scores[moment.stage - 1]
-    pull = guidances[branch](frames.rgb.detach(), shot, score, moment.progress, moment.generator("noise"))
+    pull = guidances[branch](rgb, shot, score, moment.progress, moment.generator("noise"), chunks.frames)
     outcome = Outcome(branch, {branch: pull.loss, **pull.logs})
-    total = (frames.rgb * pull.grad).sum()
+    for k, (part, grad) in enumerate(zip(tiles, pull.grad.view(-1, 3).split(tile), strict=True)):
+        frames = seen[k] if len(tiles) == 1 else trace(scene, part, look, train=True)
+        total = objective(frames, grad, moment, len(rays.time), outcome)
+        if total.requires_grad:  # nothing to learn from where no ray met matter
+            total.backward()
+    return outcome
+
+
+def objective(frames: Frames, grad: Float[Tensor, "N 3"], moment: Moment, pixels: int, outcome: Outcome) -> Float[Tensor, ""]:
+    """The share of N rays, of all `pixels` of a shot, in what is minimised: <rgb, d loss / d rgb> and the means of the
+    regularisers, whose values are added to the outcome's."""
+    total = (frames.rgb * grad).sum()
+    stage = moment.settings
     for name, term, weight in (("sparsity", sparsity, stage.sparsity), ("opaque", opaqueness, stage.opaque)):
         if (factor := weight.at(moment.progress)) > 0:
-            value = term(frames.opacity)
+            value = term(frames.opacity).sum() / pixels
             total = total + factor * value
-            outcome.losses[name] = value.item()
-    if total.requires_grad:  # nothing to learn from where no ray met matter
-        total.backward()
-    return outcome
+            outcome.losses[name] = outcome.losses.get(name, 0.0) + value.item()
+    return total
+
+
+def make_room(guidances: Mapping[str, Guidance], branch: str, device: torch.device) -> None:
+    """Move every branch's networks to the CPU, and then this branch's to the device."""
+    for name, guidance in guidances.items():
+        if name != branch:
+            guidance.to("cpu")
+    guidances[branch].to(device)

@@ -31,6 +31,8 @@ class Run:
     step: int = 0
     lora: dict[str, torch.Tensor] = field(default_factory=dict)
     optimizer_state: dict[str, Any] | None = None
+    vram: float | None = None  # GB to stay within; None: no bound
+    rung: int = 0  # of memory.LADDER
 
     def moment(self) -> Moment:
         return Moment(self.recipe, self.seed, self.stage, self.step)

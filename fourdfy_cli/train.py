@@ -18,13 +18,14 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from fourdfy_cli import checkpoint, hybrid, render
+from fourdfy_cli import checkpoint, hybrid, memory, render
 from fourdfy_cli.config import Recipe, Stage
+from fourdfy_cli.diffusion import sets
 from fourdfy_cli.diffusion.lora import load_lora_state, lora_state, trainable
-from fourdfy_cli.diffusion.models import NANO
 from fourdfy_cli.errors import DIVERGED, FourdfyError
 from fourdfy_cli.guidance.build import build
 from fourdfy_cli.guidance.pull import Guidance
+from fourdfy_cli.memory import Machine
 from fourdfy_cli.runfolder import Metrics, make_writable
 from fourdfy_cli.runstate import Run, continued, opened, write_about
 from fourdfy_cli.scene.scene import Scene
@@ -95,18 +96,19 @@ def run(
     seed: int,
     stages: tuple[int, ...],
     resume: Path | None,
-    device: str,
+    machine: Machine,
     events: Events,
 ) -> RunResult:
     """Run the given stages from where this prompt and seed stand, and render the orbit after stage 3.
 
     With `resume`, the scene comes from that checkpoint. Raises FourdfyError: wrong stage, or a folder that holds
-    something else (2), damaged checkpoint (6), diverged (5), interrupted (130, 143).
+    something else (2), models missing (3), out of memory (4), diverged (5), damaged checkpoint (6), stopped (130, 143).
     """
     began = time.monotonic()
-    current = opened(prompt, recipe, out, seed, device)
+    current = opened(prompt, recipe, out, seed, machine.device)
     if resume is not None:
         current = continued(resume, current, stages[0])
+    current.vram = machine.gigabytes()
     make_writable(current.folder)
     with StopSignals() as signals:
         for stage in stages:
@@ -122,6 +124,7 @@ def run(
 def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: StopSignals) -> None:
     """One stage from wherever the run stands to its end, with previews, metrics and checkpoints on the way."""
     stage = current.recipe.stage(current.stage)
+    current.rung = 0 if current.vram is None else memory.choose(current.recipe, current.stage, current.vram)
     write_about(current, "running")
     guidances = build_guidances(current)
     lora = [p for _, p in trainable(guidances["image"].lora_unet)] if "image" in guidances else []
@@ -135,7 +138,8 @@ def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: St
     pace = Pace(current, stages)
     saved, bad = time.monotonic(), 0
     while current.step < stage.steps:
-        outcome = hybrid.step(current.scene, guidances, current.moment())
+        hybrid.look_around(current.scene, current.moment())
+        outcome = attempt(current, guidances, optimizer, events)
         bad = bad + 1 if not update(optimizer, current, outcome) else 0
         if bad >= BAD_STEPS:
             hint = f'fourdfy generate "{current.prompt}" --seed {current.seed + 1}'
@@ -171,6 +175,22 @@ def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: St
     events.saved(current.finished(current.stage))
 
 
+def attempt(current: Run, guidances: dict[str, Guidance], optimizer: torch.optim.Optimizer, events: Events) -> hybrid.Outcome:
+    """A step of Algorithm 1. If memory does not suffice, the same step again in smaller pieces, which stay for the rest
+    of the run; raises FourdfyError (exit 4) below the last rung of the ladder."""
+    while True:
+        try:
+            return hybrid.step(current.scene, guidances, current.moment(), memory.LADDER[current.rung])
+        except torch.OutOfMemoryError:
+            optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        current.rung += 1
+        if current.rung == len(memory.LADDER):
+            least = memory.estimate(current.recipe, current.stage, memory.LADDER[-1])
+            raise memory.out_of_memory(current.stage, least, current.vram)
+        events.note(f"out of memory at step {current.step}; from here on {memory.LADDER[current.rung]}")
+
+
 def preview(current: Run) -> Path:
     """A sheet of four sides by four times (one in the static stages)."""
     path = current.folder / "previews" / f"stage{current.stage}-{current.step:06d}.png"
@@ -180,11 +200,10 @@ def preview(current: Run) -> Path:
 
 def build_guidances(current: Run) -> dict[str, Guidance]:
     """The guidances this stage draws, with the LoRA as it stands."""
-    stage = current.recipe.stage(current.stage)
-    p_image = (1 - stage.p_3d) * stage.p_image
-    chances = {"multiview": stage.p_3d, "image": p_image, "video": 1 - stage.p_3d - p_image}
-    branches = tuple(b for b in hybrid.BRANCHES if chances[b] > 1e-9)
-    guidances = build(current.recipe, current.text, NANO, current.device, torch.float32, branches, current.seed)
+    branches = tuple(current.recipe.stage(current.stage).chances())
+    specs = sets.specs(current.recipe.models, sets.roles(branches, current.recipe.vsd))
+    dtype = torch.float32 if current.device == "cpu" else torch.float16
+    guidances = build(current.recipe, current.text, specs, current.device, dtype, branches, current.seed)
     if "image" in guidances and current.lora:
         load_lora_state(guidances["image"].lora_unet, current.lora)
     return guidances

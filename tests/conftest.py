@@ -11,6 +11,17 @@ from fourdfy_cli.presets import preset
 torch.set_num_threads(2)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: full-size networks, minutes and gigabytes; only run by -m slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "slow" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="full size: run with -m slow"))
+
+
 def tiny_recipe() -> Recipe:
     nano = preset("nano")
     small = Shots((8, 8))

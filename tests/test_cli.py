@@ -14,6 +14,7 @@ from test_render import TINY, decode, save
 from fourdfy_cli import __version__, config, presets
 from fourdfy_cli.cli import main
 from fourdfy_cli.errors import DAMAGED, ENVIRONMENT, FourdfyError
+from fourdfy_cli.memory import Machine
 from fourdfy_cli.runfolder import run_folder
 
 DOG = "a red dog jumping"
@@ -34,9 +35,9 @@ class Train:
         self.calls: list[dict] = []
         self.error: BaseException | None = None
 
-    def __call__(self, prompt, recipe, out, seed, stages, resume, device, events):
+    def __call__(self, prompt, recipe, out, seed, stages, resume, machine, events):
         self.calls.append(
-            {"prompt": prompt, "recipe": recipe, "out": out, "seed": seed, "stages": stages, "resume": resume, "device": device}
+            {"prompt": prompt, "recipe": recipe, "out": out, "seed": seed, "stages": stages, "resume": resume, "machine": machine}
         )
         if self.error:
             raise self.error
@@ -128,7 +129,8 @@ def test_generate_passes_everything_on(train: Train, capsys: pytest.CaptureFixtu
     assert main.run(["generate", DOG]) == 0
     call = train.calls[-1]
     assert call == {
-        "prompt": DOG, "recipe": presets.nano(), "out": Path("outputs"), "seed": 0, "stages": (1, 2, 3), "resume": None, "device": "cpu",
+        "prompt": DOG, "recipe": presets.nano(), "out": Path("outputs"), "seed": 0, "stages": (1, 2, 3), "resume": None,
+        "machine": Machine(),
     }  # fmt: skip
     captured = capsys.readouterr()
     assert "outputs/a-red-dog-jumping-s0/orbit.mp4" in captured.out and "models: nano" in captured.err
@@ -175,7 +177,7 @@ def test_bad_settings_file(content: str | bytes, train: Train, isolated: Path, c
 
 def test_dry_run_prints_the_recipe_and_writes_nothing(train: Train, isolated: Path, capsys: pytest.CaptureFixture[str]):
     assert main.run(["generate", DOG, "--dry-run", "--set", "stage3.steps=77"]) == 0
-    assert any(line.split() == ["stage3.steps", "77"] for line in capsys.readouterr().out.splitlines())
+    assert any(line.split() == ["stage3.steps", "=", "77", "#", "command", "line"] for line in capsys.readouterr().out.splitlines())
     assert main.run(["generate", DOG, "--dry-run", "--json", "--set", "stage3.steps=77"]) == 0
     recipe = config.from_dict(json.loads(capsys.readouterr().out)["data"]["recipe"])
     assert recipe == config.override(presets.nano(), "stage3.steps=77")

@@ -234,7 +234,7 @@ def test_exact_denoiser_pulls_pictures_to_its_mean(world: World, kind: str) -> N
     """Plain gradient descent on pixels alone, through the real encoder: latents go to mu."""
     vae, schedule = world.models["image"].vae, world.models["image"].schedule
     with torch.no_grad():
-        mu = models.encode(vae, pictures(4, seed=8).permute(0, 3, 1, 2), None)
+        mu, _ = models.encode(vae, pictures(4, seed=8).permute(0, 3, 1, 2))
     rgb, at, score = torch.full((4, 64, 64, 3), 0.5, dtype=DOUBLE), shot([0.0, 90, 180, 270]), replace(SCORE, scale=1.0, weight=1.0)
     center = mu.transpose(0, 1)[None] if kind == "video" else mu
     diffusion = replace(world.models["image"], unet=Exact(schedule, center, 0.05))
@@ -242,7 +242,7 @@ def test_exact_denoiser_pulls_pictures_to_its_mean(world: World, kind: str) -> N
 
     def distance() -> float:
         with torch.no_grad():
-            return (models.encode(vae, rgb.permute(0, 3, 1, 2), None) - mu).square().mean().item()
+            return (models.encode(vae, rgb.permute(0, 3, 1, 2))[0] - mu).square().mean().item()
 
     start, optimizer = distance(), torch.optim.Adam([rgb.requires_grad_(True)], 0.03)
     for step in range(25):

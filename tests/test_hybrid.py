@@ -89,10 +89,17 @@ def test_backdrop_is_one_plain_grey_in_range(tiny):
     assert hybrid.draw_backdrop(Moment(network, 0, 1, 0)) is None
 
 
-class Probe:
+class Here:
+    """A guidance without networks to move."""
+
+    def to(self, device):
+        pass
+
+
+class Probe(Here):
     """A guidance whose loss is known: half the squared distance to a plain colour."""
 
-    def __call__(self, rgb, shot, score, progress, generator):
+    def __call__(self, rgb, shot, score, progress, generator, chunk=None):
         return Pull(rgb - 0.3, 0.5 * (rgb - 0.3).square().sum().item())
 
 
@@ -101,9 +108,10 @@ def test_a_step_leaves_the_gradient_of_the_whole_loss(tiny, branch, coins):
     stage = dataclasses.replace(tiny.stage3, p_3d=coins[0], p_image=coins[1], sparsity=constant(0.7), opaque=constant(0.4))
     recipe = dataclasses.replace(tiny, stage3=stage)
     moment, scene, twin = Moment(recipe, 0, 3, 0), scene_of(recipe), scene_of(recipe)
+    hybrid.look_around(scene, moment)
     outcome = hybrid.step(scene, {branch: Probe()}, moment)
     assert outcome.branch == branch
-    twin.load_state_dict(scene.state_dict())  # the occupancy grid as the step left it
+    twin.load_state_dict(scene.state_dict())
     twin.field.dynamic.requires_grad_(branch == "video")
     shot = draw_shot(branch, moment)
     frames = render(twin, shot, stage.blob.at(0), hybrid.draw_backdrop(moment), moment.generator("jitter"), train=True, alpha=stage.alpha)
@@ -118,7 +126,7 @@ def test_a_step_leaves_the_gradient_of_the_whole_loss(tiny, branch, coins):
             assert (ours.grad - theirs.grad).abs().max() / scale < 1e-5, name
 
 
-class Exact:
+class Exact(Here):
     """Eq. 3 with the exact denoiser of one thing: the data distribution is a single picture per camera and time."""
 
     schedule = Schedule.from_config(
@@ -128,7 +136,7 @@ class Exact:
     def __init__(self, subject: Subject, moment_grey: list):
         self.subject, self.grey = subject, moment_grey
 
-    def __call__(self, rgb, shot, score, progress, generator):
+    def __call__(self, rgb, shot, score, progress, generator, chunk=None):
         picture = torch.from_numpy(truth(self.subject, shot).over(self.grey[0]))
         t = sds.timestep(score.low.at(progress), score.high.at(progress), 1000, generator)
         x = sds.noised(self.schedule, rgb, t, generator)
@@ -149,6 +157,7 @@ def test_sds_with_the_exact_denoiser_of_a_dog_recovers_the_dog():
     for k in range(stage.steps):
         moment = Moment(recipe, 0, 1, k)
         grey[0] = float(hybrid.draw_backdrop(moment)[0])
+        hybrid.look_around(scene, moment)
         hybrid.step(scene, guidance, moment)
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * stage.cooldown.at(moment.progress)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from reference_guidance import save_models
-from safetensors.torch import load_file, save_file
+from reference_guidance import pictures, save_models, shot
 
-from fourdfy_cli.diffusion import lora, models
+from fourdfy_cli.config import Score, constant
+from fourdfy_cli.diffusion import lora, models, network, sizes
 from fourdfy_cli.diffusion.models import ModelSpec
+from fourdfy_cli.diffusion.noise import Schedule
+from fourdfy_cli.diffusion.text import Texts
 from fourdfy_cli.errors import FourdfyError
+from fourdfy_cli.guidance.variational import VariationalGuidance
 
 RANK = 4
 
@@ -149,39 +152,95 @@ def test_state_that_does_not_fit(spec: ModelSpec, change: str) -> None:
     assert caught.value.code == 6
 
 
-def test_new_weights_are_the_camera_embedding_exactly(spec: ModelSpec, tmp_path: Path) -> None:
-    source = Path(spec.source) / spec.unet
+def test_camera_embedding_is_what_a_stock_network_calls_it(spec: ModelSpec, tmp_path: Path) -> None:
+    source = spec.folder("unet")
     plain = UNet2DConditionModel.from_pretrained(source)
     camera = UNet2DConditionModel(**plain.config | {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16})
     assert set(camera.state_dict()) - set(plain.state_dict()) == set(lora.CAMERA_KEYS)
-    plain.save_pretrained(tmp_path / "unet")
-    path = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
-    state = load_file(path)
-    missing = replace(spec, source=str(tmp_path), unet="unet")
-    save_file({k: v for k, v in state.items() if k != "conv_out.bias"}, path)
-    with pytest.raises(FourdfyError, match="conv_out.bias"):
-        made(missing)
-    save_file(state | {lora.CAMERA_KEYS[0]: torch.zeros(256, 16)}, path)
-    with pytest.raises(FourdfyError, match="should be new"):
-        made(missing)
-    config = json.loads((tmp_path / "unet" / "config.json").read_text())
-    (tmp_path / "unet" / "config.json").write_text(json.dumps(config | {"class_embed_type": "projection"}))
-    with pytest.raises(FourdfyError, match="already has a class embedding"):
-        made(missing)
+    assert {key: value.shape for key, value in camera.state_dict().items() if key in lora.CAMERA_KEYS} == {
+        key: value.shape for key, value in lora.lora_state(made(spec)).items() if key in lora.CAMERA_KEYS
+    }
+    camera.save_pretrained(tmp_path / "unet")
+    with pytest.raises(FourdfyError, match="already has a class embedding") as caught:
+        made(replace(spec, source=str(tmp_path), unet="unet"))
+    assert caught.value.code == 3
+
+
+def storages(*networks: torch.nn.Module) -> dict[int, int]:
+    """Bytes of every distinct storage of some networks' parameters."""
+    held = [parameter.untyped_storage() for unet in networks for parameter in unet.parameters()]
+    return {storage.data_ptr(): storage.nbytes() for storage in held}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_twin_on_the_prior_itself(spec: ModelSpec, dtype: torch.dtype) -> None:
+    """The prior's outputs stay bitwise its own, before and after the twin has learnt; the frozen weights exist once."""
+    prior = models.load_unet(spec, "cpu", dtype)
+    alone, unet = sum(storages(prior).values()), lora.shared_twin(prior, RANK, torch.Generator().manual_seed(0))
+    trained = sum(parameter.numel() * 4 for _, parameter in lora.trainable(unet))
+    assert sum(storages(prior, unet).values()) == alone + trained
+    assert trained < alone / 4
+    with torch.no_grad():
+        before = models.predict(models.load_unet(spec, "cpu", dtype), *inputs())
+        assert torch.equal(models.predict(prior, *inputs()), before)
+        camera = torch.randn(2, 16)
+        torch.testing.assert_close(models.predict(unet, *inputs(), camera), before, rtol=1e-5, atol=1e-6)
+    train_once(unet)
+    train_once(unet)
+    with torch.no_grad():
+        assert torch.equal(models.predict(prior, *inputs()), before)
+        assert (models.predict(unet, *inputs(), camera) - before).abs().max() > 1e-3
+    assert not any(parameter.requires_grad for parameter in prior.parameters())
+    assert prior.class_embedding is None
+
+
+def test_twin_on_the_prior_is_the_twin_of_its_file(spec: ModelSpec) -> None:
+    one, other = made(spec), lora.shared_twin(models.load_unet(spec, "cpu", torch.float32), RANK, torch.Generator().manual_seed(0))
+    assert one.state_dict().keys() == other.state_dict().keys()
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
+
+
+class AsVelocity(torch.nn.Module):
+    """A network that predicts eps, seen through v = (eps - sigma z_t) / alpha: the same opinion in other words."""
+
+    def __init__(self, inner: torch.nn.Module, schedule: Schedule):
+        super().__init__()
+        self.inner, self.schedule = inner, schedule
+        self.dtype, self.class_embedding = inner.dtype, inner.class_embedding
+
+    def forward(self, z_t: torch.Tensor, t: torch.Tensor, **given: torch.Tensor) -> SimpleNamespace:
+        alpha, sigma = self.schedule.scales(int(t), z_t)
+        return SimpleNamespace(sample=(self.inner(z_t, t, **given).sample - sigma * z_t) / alpha)
+
+
+def test_equation_4_vanishes_across_prediction_types(spec: ModelSpec) -> None:
+    """A prior that predicts eps and a twin that predicts v, both standing for the same eps, pull nothing; once the twin learns, they do."""
+    prior = models.load(replace(spec, prediction="epsilon"), "cpu", torch.float64)
+    unet = lora.shared_twin(prior.unet, RANK, torch.Generator().manual_seed(0))
+    schedule = replace(prior.schedule, prediction="v_prediction")
+    words = torch.randn(2, 5, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    texts = Texts("a dog", dict(zip(("a dog", ""), words, strict=True)))
+    guidance = VariationalGuidance(prior, replace(prior, unet=AsVelocity(unet, schedule), schedule=schedule), texts, 0.0)
+    rgb, at = pictures(1), shot([30.0])
+    alike = Score(1.0, 1.0, constant(0.3), constant(0.4), size=(64, 64))
+    usual = guidance(rgb, at, replace(alike, scale=7.5), 0.5, torch.Generator().manual_seed(0)).grad.abs().max()
+    assert guidance(rgb, at, alike, 0.5, torch.Generator().manual_seed(0)).grad.abs().max() < 1e-12 * usual
+    before = lora.lora_state(unet)
+    torch.optim.AdamW([parameter for _, parameter in lora.trainable(unet)], 1e-2).step()
+    after = lora.lora_state(unet)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name for name in before if "lora_B" in name} | {"class_embedding.linear_2.weight"} <= moved
+    assert guidance(rgb, at, alike, 0.5, torch.Generator().manual_seed(0)).grad.abs().max() > 1e-6 * usual
+    said_wrong = replace(guidance, twin=replace(guidance.twin, schedule=prior.schedule))
+    assert said_wrong(rgb, at, alike, 0.5, torch.Generator().manual_seed(0)).grad.abs().max() > 0.01 * usual
 
 
 def test_size_at_full_scale() -> None:
-    """The counts of the released code on SD-2.1: 829,952 of LoRA, 1,661,440 of camera embedding."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            block_out_channels=(320, 640, 1280, 1280),
-            cross_attention_dim=1024,
-            attention_head_dim=(5, 10, 20, 20),
-            use_linear_projection=True,
-            class_embed_type="projection",
-            projection_class_embeddings_input_dim=16,
-        )
-    lora.add_lora(unet, 4, torch.Generator().manual_seed(0))
-    sizes = {name: parameter.numel() for name, parameter in lora.trainable(unet)}
-    assert sum(size for name, size in sizes.items() if ".lora_" in name) == 829_952
-    assert sum(sizes[name] for name in lora.CAMERA_KEYS) == 1_661_440
+    """The counts of the released code on SD-2.1: 829,952 of LoRA, 1,661,440 of camera embedding; 32 attentions of 4 layers."""
+    unet = network.described(sizes.unet("lora", "full"), network.UNETS, "here")
+    assert sum(parameter.numel() for parameter in unet.parameters()) == 865_910_724
+    lora.adapt(unet, 4, torch.Generator().manual_seed(0))
+    counts = {name: parameter.numel() for name, parameter in lora.trainable(unet)}
+    assert sum(size for name, size in counts.items() if ".lora_" in name) == 829_952
+    assert sum(".lora_A." in name for name in counts) == 32 * 4
+    assert sum(counts[name] for name in lora.CAMERA_KEYS) == 1_661_440

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import tiny_recipe
 
-from fourdfy_cli import checkpoint, train
+from fourdfy_cli import checkpoint, hybrid, memory, train
 from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.nano.score import score
 from fourdfy_cli.runfolder import Metrics, run_folder, slug
@@ -44,7 +44,7 @@ class Watch:
 
 
 def go(out: Path, recipe, stages=(1, 2, 3), resume=None, events=None, seed=3) -> train.RunResult:
-    return train.run(PROMPT, recipe, out, seed, stages, resume, "cpu", events or Watch())
+    return train.run(PROMPT, recipe, out, seed, stages, resume, memory.Machine(), events or Watch())
 
 
 def lines(folder: Path) -> list[dict]:
@@ -149,13 +149,11 @@ def test_another_recipe_does_not_overwrite_a_run(whole):
 
 
 def test_gradients_that_are_not_finite_are_skipped_and_end_the_run_after_five(tmp_path, tiny, monkeypatch):
-    from fourdfy_cli import hybrid
-
-    def poisoned(scene, guidances, moment):
+    def poisoned(scene, guidances, moment, chunks):
         scene.field.static.table.grad = torch.full_like(scene.field.static.table, float("nan"))
         return hybrid.Outcome("multiview", {"multiview": float("nan")})
 
-    monkeypatch.setattr(train.hybrid, "step", poisoned)
+    monkeypatch.setattr(hybrid, "step", poisoned)
     recipe = dataclasses.replace(tiny, stage1=dataclasses.replace(tiny.stage1, steps=20))
     with pytest.raises(FourdfyError) as error:
         go(tmp_path, recipe, (1,))
@@ -182,3 +180,45 @@ def test_metrics_beyond_the_resumed_step_are_dropped(tmp_path):
 def test_slugs_are_tame(prompt):
     name = slug(prompt)
     assert 0 < len(name) <= 48 and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") and name[0] != "-"
+
+
+class Scarce:
+    """`hybrid.step` on a machine whose memory runs out after the LoRA has its gradient, at some steps, above a rung."""
+
+    def __init__(self, enough: memory.Chunks | None, at: tuple[int, int] | None):
+        self.enough, self.at, self.real, self.failures = enough, at, hybrid.step, 0
+
+    def __call__(self, scene, guidances, moment, chunks):
+        outcome = self.real(scene, guidances, moment, chunks)
+        if self.at in (None, (moment.stage, moment.step)) and chunks is not self.enough:
+            self.failures += 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return outcome
+
+
+def test_out_of_memory_replays_the_step_on_the_next_rung(whole, tmp_path, monkeypatch):
+    """Rungs that compute alike: then the replayed run must be the uninterrupted one, bit by bit."""
+    rungs = (memory.Chunks(), memory.Chunks(None, None), memory.Chunks(None, None))
+    scarce = Scarce(rungs[2], (2, 1))
+    monkeypatch.setattr(memory, "LADDER", rungs)
+    monkeypatch.setattr(hybrid, "step", scarce)
+    notes: list[str] = []
+    events = Watch()
+    events.note = notes.append
+    result = go(tmp_path, whole[1], events=events)
+    assert scarce.failures == 2 and sum("out of memory at step 1" in note for note in notes) == 2
+    assert checkpoint.load(result.checkpoint)["digest"] == checkpoint.load(whole[0].checkpoint)["digest"]
+
+
+def test_out_of_memory_at_the_end_of_the_ladder_says_what_is_needed(whole, tmp_path, monkeypatch):
+    scarce = Scarce(None, None)
+    monkeypatch.setattr(hybrid, "step", scarce)
+    with pytest.raises(FourdfyError, match=r"stage 1 needs about \d+\.\d GB") as caught:
+        go(tmp_path, whole[1])
+    assert caught.value.code == 4 and caught.value.hint and scarce.failures == len(memory.LADDER)
+
+
+def test_too_little_memory_is_told_before_the_first_step(tmp_path):
+    with pytest.raises(FourdfyError, match="there are 0.1") as caught:
+        train.run(PROMPT, tiny_recipe(), tmp_path, 3, (1,), None, memory.Machine(vram=0.1), Watch())
+    assert caught.value.code == 4

@@ -56,7 +56,7 @@ def test_every_thing_stays_inside_its_bound_and_the_scene_box():
             found = x[inside(name, motion, 0.37, x)]
             assert np.abs(found).max() < 1.02, (name, motion)
         still = x[inside(name, -1, 0.0, x)]
-        assert np.linalg.norm(still, axis=1).max() < world.BOUND
+        assert np.linalg.norm(still, axis=1).max() < 0.95
 
 
 def test_silhouette_and_depth_of_a_ball_in_closed_form():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -96,16 +98,58 @@ def _run(prompt: str, recipe: config.Recipe, run: options.Run, stages: tuple[int
     output = run.output
     seed = run.seed or 0
     if run.dry_run:
-        values: dict[str, Any] = {"prompt": prompt, "seed": seed, "stages": list(stages), "out": str(run.out), "device": run.device}
-        return output.finish({**values, "recipe": config.to_dict(recipe) if run.json else config.leaves(config.to_dict(recipe))})
-    options.check_device(run.device)
+        about = {"prompt": prompt, "seed": seed, "out": str(run.out), "device": run.device}
+        return output.finish(about | (_plan if run.json else _readable_plan)(recipe, run, stages))
+    device = options.device(run, recipe)
     options.check_writable(run.out)
+    if run.commercial:
+        from fourdfy_cli.diffusion.hub import refuse_non_commercial
+
+        refuse_non_commercial(recipe.models)
     if run.models in (None, "auto"):
-        output.note(f"models: {recipe.models.set} (the set that this version brings)")
+        why = "a GPU is here" if recipe.models.set == "paper" else "small ones that come with this package, for CPUs"
+        output.note(f"models: {recipe.models.set} ({why})")
+    from fourdfy_cli.memory import Machine
     from fourdfy_cli.train import run as train
 
     with output.events() as events:
-        result = train(prompt, recipe, run.out, seed, stages, resume, run.device, events)
+        result = train(prompt, recipe, run.out, seed, stages, resume, Machine(device, run.vram), events)
     if not run.json:
         output.note("wrote " + " ".join(str(path) for path in result.files))
     output.finish({"run_dir": result.run_dir, "checkpoint": result.checkpoint, "video": result.video, "seconds": result.seconds})
+
+
+def _plan(recipe: config.Recipe, run: options.Run, stages: tuple[int, ...]) -> dict[str, Any]:
+    """What a run would do and need, as data; nothing is downloaded, no GPU is touched."""
+    from fourdfy_cli import plan
+
+    return {
+        "recipe": config.to_dict(recipe),
+        "sources": plan.sources(recipe, options.origins(run, recipe)),
+        "models": plan.downloads(recipe, stages),
+        "stages": plan.stages(recipe, stages, run.vram),
+    }
+
+
+def _readable_plan(recipe: config.Recipe, run: options.Run, stages: tuple[int, ...]) -> dict[str, Any]:
+    """The same for people: `key = value # source`, then a line for each model and stage."""
+    from fourdfy_cli.console import duration
+
+    data = _plan(recipe, run, stages)
+    values = {key: "none" if value is None else json.dumps(value) for key, value in config.leaves(data["recipe"]).items()}
+    models, rows = {row["role"]: row for row in data["models"]}, {f"stage {row['stage']}": row for row in data["stages"]}
+    return {
+        "to download": f"{sum(row['bytes'] for row in data['models']) / 1e9:.2f} GB",
+        "total time": duration(sum(row["seconds"] or math.nan for row in data["stages"])),
+        "recipe": {key: f"= {value} # {data['sources'][key]}" for key, value in values.items()},
+        "files to download": {role: " ".join(row["files"]) for role, row in models.items() if row["files"]} or None,
+        "models": {
+            role: f"{row['model']}, {row['licence']}, {'here' if row['here'] else str(round(row['bytes'] / 1e9, 2)) + ' GB to download'}"
+            for role, row in models.items()
+        },
+        "stages": {
+            name: f"{row['steps']} steps ({row['draws']}), {row['bytes'] / 1e9:.1f} GB with {row['with']}, "
+            f"{row['least_bytes'] / 1e9:.1f} GB at least, time {duration(row['seconds'])} ({row['measured']})"
+            for name, row in rows.items()
+        },
+    }

@@ -7,6 +7,7 @@ import functools
 import inspect
 import os
 import re
+import shutil
 import sys
 import tempfile
 import typing
@@ -23,11 +24,16 @@ from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
 
 FILE = Path("fourdfy.toml")
 FILE_KEYS = {"preset": str, "models": str, "out": str, "seed": int, "device": str, "set": dict}
-MODELS = ("auto", "nano")
+MODELS = ("auto", "paper", "nano", "random")
+SIZES = ("full", "tiny")
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to make, in words.", show_default=False)]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Every draw comes from this number.")]
 Device = Annotated[str, typer.Option("--device", envvar="FOURDFY_DEVICE", help="cpu, cuda or cuda:N.")]
+RunDevice = Annotated[
+    str | None,
+    typer.Option("--device", envvar="FOURDFY_DEVICE", help="cpu, cuda or cuda:N.", show_default="cuda if there is one, cpu for nano"),
+]
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,16 @@ class Common:
 class Run(Common):
     """Options of the commands that train."""
 
-    preset: Annotated[str | None, typer.Option("--preset", envvar="FOURDFY_PRESET", help="nano (the default).", show_default=False)] = None
-    models: Annotated[str | None, typer.Option("--models", envvar="FOURDFY_MODELS", help="auto or nano.", show_default=False)] = None
+    preset: Annotated[
+        str | None, typer.Option("--preset", envvar="FOURDFY_PRESET", help="paper, official, fast or nano.", show_default="fits --models")
+    ] = None
+    models: Annotated[
+        str | None,
+        typer.Option("--models", envvar="FOURDFY_MODELS", help="auto, paper, nano or random.", show_default="paper on a GPU, else nano"),
+    ] = None
+    size: Annotated[str, typer.Option("--size", help="Of the random models: full or tiny (the pictures shrink too).")] = "full"
+    smoke: Annotated[bool, typer.Option("--smoke", help="Two steps a stage, each on the branch that the stage adds.")] = False
+    commercial: Annotated[bool, typer.Option("--commercial", help="Refuse models that may not be used commercially.")] = False
     settings: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the recipe; may be repeated.", show_default=False)
     ] = field(default_factory=list)
@@ -61,8 +75,14 @@ class Run(Common):
     seed: Annotated[
         int | None, typer.Option("--seed", envvar="FOURDFY_SEED", min=0, help="Every draw comes from this number.", show_default="0")
     ] = None
-    device: Device = "cpu"
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False
+    device: RunDevice = None
+    vram: Annotated[
+        float | None,
+        typer.Option("--vram", envvar="FOURDFY_VRAM", min=0.0, help="Memory to stay within, GB.", show_default="what the card has"),
+    ] = None
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done, with sources, downloads, memory and time, and stop.")
+    ] = False
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -99,15 +119,59 @@ def recipe(options: Run, base: config.Recipe | None = None) -> config.Recipe:
 
     Raises FourdfyError (exit 2) for a preset, model set or setting that does not exist.
     """
-    chosen = base if base and options.preset is None else presets.preset(options.preset or "nano")
-    if options.models is not None:
-        if options.models not in MODELS:
-            raise FourdfyError(f"there is no model set {options.models!r}", f"--models nano   ({', '.join(MODELS)})", USAGE)
-        chosen = chosen if options.models == "auto" else replace(chosen, models=config.Models(options.models))
+    chosen = base if base and options.preset is None and options.models is None else _preset(options, base)
     from_file = [f"{key}={value}" for key, value in config.leaves(file_settings().get("set", {})).items()]
     for assignment in (*from_file, *os.environ.get("FOURDFY_SET", "").split(), *options.settings):
         chosen = config.override(chosen, assignment)
+    return presets.smoke(chosen) if options.smoke else chosen
+
+
+def _preset(options: Run, base: config.Recipe | None) -> config.Recipe:
+    """The preset with the model set that the options name, or that fit each other and this machine.
+
+    Raises FourdfyError (exit 2) for a set or a size that does not exist, or a size of another set than random.
+    """
+    models = options.models or "auto"
+    if models not in MODELS:
+        raise FourdfyError(f"there is no model set {models!r}", f"--models nano   ({', '.join(MODELS)})", USAGE)
+    if options.size not in SIZES or (options.size != "full" and models != "random"):
+        raise FourdfyError(f"there is no size {options.size!r} of the {models} models", f"--models random --size {SIZES[1]}", USAGE)
+    if models == "auto":
+        chosen = base or presets.preset(options.preset or ("paper" if has_gpu() else "nano"))
+        return chosen if base is None or options.preset is None else replace(presets.preset(options.preset), models=base.models)
+    chosen = presets.preset(options.preset) if options.preset else base or presets.preset("nano" if models == "nano" else "paper")
+    chosen = replace(chosen, models=replace(chosen.models, set=models, size=options.size))
+    return presets.tiny(chosen) if options.size == "tiny" else chosen
+
+
+def has_gpu() -> bool:
+    """Whether torch can use a GPU; torch, which is slow to load, is only asked where there is a driver."""
+    if shutil.which("nvidia-smi") is None and not Path("/proc/driver/nvidia/version").exists():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def device(options: Run, recipe: config.Recipe) -> str:
+    """Where a recipe runs; raises FourdfyError as `check_device`."""
+    chosen = options.device or ("cuda" if recipe.models.set != "nano" and has_gpu() else "cpu")
+    check_device(chosen)
     return chosen
+
+
+def origins(options: Run, recipe: config.Recipe) -> dict[str, str]:
+    """Where each setting of `recipe` that is not its preset's was set, by dotted key; the last place holds."""
+    places = {"ENVIRONMENT": "environment", "DEFAULT_MAP": str(FILE)}
+    source = options.context.get_parameter_source("models")
+    found = {} if options.models in (None, "auto") else {"models.set": places.get(source.name if source else "", "command line")}
+    plain = presets.preset(recipe.name) if recipe.name in presets.PRESETS else recipe
+    if options.size == "tiny":
+        found |= {"models.size": "--size tiny"} | dict.fromkeys(config.differences(plain, presets.tiny(plain)), "--size tiny")
+    found |= dict.fromkeys(config.leaves(file_settings().get("set", {})), str(FILE))
+    found |= {one.partition("=")[0]: "environment" for one in os.environ.get("FOURDFY_SET", "").split()}
+    found |= {one.partition("=")[0]: "command line" for one in options.settings}
+    return found | (dict.fromkeys(config.differences(plain, presets.smoke(plain)), "--smoke") if options.smoke else {})
 
 
 def file_settings() -> dict[str, Any]:

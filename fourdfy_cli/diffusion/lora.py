@@ -1,23 +1,26 @@
 """The low-rank twin of the image model that follows the distribution of renderings (ProlificDreamer; Eq. 4 and 5 of 4D-fy).
 
 Trained are two things: rank-r updates of q, k, v and output in every attention (A ~ N(0, (1/r)^2), B = 0, no extra scale), and an
-embedding of the camera (raw c2w, 16 numbers) added to the time embedding, a stock projection class embedding. Unlike the released code,
-the camera embedding's last layer starts at zero: with B = 0 the twin then equals the image model exactly at the start.
+embedding of the camera (raw c2w, 16 numbers) added to the time embedding, where stock UNets take a class embedding. Unlike the released
+code, the camera embedding's last layer starts at zero: with B = 0 the twin then equals the network it adapts exactly at the start. That
+network is a second one (the paper's: Stable Diffusion 2.1) or the image model itself, whose weights the twin then shares.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.embeddings import TimestepEmbedding
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from fourdfy_cli.diffusion import models
-from fourdfy_cli.diffusion.models import CAMERA, ModelSpec
+from fourdfy_cli.diffusion.models import ModelSpec
+from fourdfy_cli.diffusion.mvdream import CAMERA
 from fourdfy_cli.errors import DAMAGED, FourdfyError
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -25,14 +28,25 @@ CAMERA_KEYS = tuple(f"class_embedding.linear_{layer}.{kind}" for layer in (1, 2)
 
 
 def twin(spec: ModelSpec, rank: int, device: torch.device | str, dtype: torch.dtype, generator: torch.Generator) -> UNet2DConditionModel:
-    """The image model's UNet from its own folder, with a camera embedding and LoRA; raises FourdfyError (exit 3) as `models.load`."""
-    folder = Path(spec.source) / spec.unet
-    if models.read_json(folder / "config.json").get("class_embed_type") is not None:
-        raise models.broken(f"{folder}/config.json: the image model already has a class embedding, so it cannot take a camera")
-    camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA}
-    unet = models.network(folder, {"UNet2DConditionModel": UNet2DConditionModel}, dtype, camera, CAMERA_KEYS)
+    """The UNet of a model's folder, adapted; raises FourdfyError (exit 3) as `models.load`."""
+    return adapt(models.load_unet(spec, device, dtype), rank, generator)
+
+
+def shared_twin(unet: UNet2DConditionModel, rank: int, generator: torch.Generator) -> UNet2DConditionModel:
+    """A second network of the same frozen parameters (one copy in memory), adapted; the given one stays as it is."""
+    parameters = {id(parameter): parameter for parameter in unet.parameters()}
+    return adapt(copy.deepcopy(unet, parameters), rank, generator)
+
+
+def adapt(unet: UNet2DConditionModel, rank: int, generator: torch.Generator) -> UNet2DConditionModel:
+    """The UNet with a camera embedding and LoRA; raises FourdfyError (exit 3) if it takes class labels already."""
+    if unet.class_embedding is not None:
+        raise models.broken("the image model already has a class embedding, so its twin cannot take a camera")
+    with torch.device("meta"):
+        embedding = TimestepEmbedding(CAMERA, unet.time_embedding.linear_1.out_features)
+    unet.class_embedding = embedding.to_empty(device=unet.device)
     add_lora(unet, rank, generator)
-    return unet.to(device)
+    return unet
 
 
 def add_lora(unet: UNet2DConditionModel, rank: int, generator: torch.Generator) -> None:

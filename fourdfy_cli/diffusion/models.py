@@ -1,40 +1,33 @@
 """Diffusion models from local folders in the diffusers layout: one loader for every set, nano or full size.
 
-A folder holds `config.json` and `*.safetensors` per network. Nothing but JSON and safetensors is read, no code from a model folder runs,
-weights load strictly, and everything wrong raises FourdfyError (exit 3). Device and dtype of the networks are decided here; latents and
-gradients keep the dtype of the pictures. rgb is in [0,1] everywhere but inside `encode` and `decode`.
+A folder holds a subfolder per network (network.py) and one for the noise schedule. Device and dtype of the networks are decided here;
+latents and gradients keep the dtype of the pictures. rgb is in [0,1] everywhere but inside `encode` and `decode`.
 """
 
 from __future__ import annotations
 
-import inspect
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, UNet2DConditionModel, UNet3DConditionModel
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fourdfy_cli.diffusion.multiview import fold_views
+from fourdfy_cli.diffusion.mvdream import CAMERA
+from fourdfy_cli.diffusion.network import UNETS, VAES, broken, network, read_json
 from fourdfy_cli.diffusion.noise import Schedule
 from fourdfy_cli.diffusion.temporal import flatten_temporal_convolutions
-from fourdfy_cli.errors import ENVIRONMENT, FourdfyError
-
-UNETS = {"UNet2DConditionModel": UNet2DConditionModel, "UNet3DConditionModel": UNet3DConditionModel}
-VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC}
-OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}  # AutoencoderKL files before 2023
-CAMERA = 16  # numbers in a flattened c2w
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One row of the model table: what the model is for ("multiview", "image" or "video"), its folder, and the subfolders."""
+    """A model on disk: what it is for ("multiview", "image", "lora" or "video"), its folder, and the subfolders.
+
+    `revision` stands for the content of the folder ("" for none that lasts), `prediction` overrides what the scheduler's file says the
+    network predicts, and with a `seed` the weights are drawn instead of read (network.py).
+    """
 
     role: str
     source: str
@@ -43,7 +36,15 @@ class ModelSpec:
     text_encoder: str = "text_encoder"
     tokenizer: str = "tokenizer"
     scheduler: str = "scheduler"
+    camera: str = "camera_proj"  # where a multi-view UNet's file has no camera embedding
     licence: str = "unknown"
+    revision: str = ""
+    prediction: str | None = None
+    seed: int | None = None
+
+    def folder(self, part: str) -> Path:
+        """The subfolder of one of the parts named above."""
+        return Path(self.source) / getattr(self, part)
 
 
 WEIGHTS = str(Path(__file__).parents[1] / "nano" / "weights")
@@ -60,6 +61,11 @@ class Diffusion:
     vae: AutoencoderKL | AutoencoderDC
     schedule: Schedule
     spec: ModelSpec
+
+    def to(self, device: torch.device | str) -> None:
+        """Move both networks."""
+        self.unet.to(device)
+        self.vae.to(device)
 
     @torch.no_grad()
     def predict(
@@ -91,121 +97,45 @@ def load(spec: ModelSpec, device: torch.device | str, dtype: torch.dtype, vae: A
 
     Raises FourdfyError (exit 3) for a missing, truncated or ill-fitting file, or a class that is not on the list.
     """
-    folder = Path(spec.source)
-    unet = network(folder / spec.unet, UNETS, dtype)
-    wanted = UNet3DConditionModel if spec.role == "video" else UNet2DConditionModel
-    if not isinstance(unet, wanted):
-        raise broken(f"{folder / spec.unet}: the {spec.role} model must be a {wanted.__name__}, not a {type(unet).__name__}")
+    unet = load_unet(spec, device, dtype)
     if spec.role == "multiview":
         if unet.config["class_embed_type"] != "projection" or unet.config["projection_class_embeddings_input_dim"] != CAMERA:
-            raise broken(f"{folder / spec.unet}: a multi-view model needs a projection class embedding of {CAMERA} numbers")
+            raise broken(f"{spec.folder('unet')}: a multi-view model needs a projection class embedding of {CAMERA} numbers")
         fold_views(unet)
     if spec.role == "video" and torch.device(device).type == "cpu":
         flatten_temporal_convolutions(unet)
-    vae = vae if vae is not None else network(folder / spec.vae, VAES, dtype)
-    return Diffusion(unet.to(device), vae.to(device), schedule(spec), spec)
+    vae = vae if vae is not None else network(spec.folder("vae"), VAES, device, dtype, spec.seed)
+    return Diffusion(unet, vae, schedule(spec), spec)
+
+
+def load_unet(spec: ModelSpec, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+    """A model's UNet, of the class that its role wants; raises FourdfyError (exit 3) as `load`."""
+    folder, camera = spec.folder("unet"), spec.folder("camera")
+    apart = camera if spec.role == "multiview" and camera.is_dir() else None
+    unet = network(folder, UNETS, device, dtype, spec.seed, apart)
+    wanted = UNet3DConditionModel if spec.role == "video" else UNet2DConditionModel
+    if not isinstance(unet, wanted):
+        raise broken(f"{folder}: the {spec.role} model must be a {wanted.__name__}, not a {type(unet).__name__}")
+    return unet
 
 
 def schedule(spec: ModelSpec) -> Schedule:
     """The noise schedule of a model; raises FourdfyError (exit 3)."""
-    return Schedule.from_config(read_json(Path(spec.source) / spec.scheduler / "scheduler_config.json"))
-
-
-def network(
-    folder: Path,
-    classes: Mapping[str, type[nn.Module]],
-    dtype: torch.dtype,
-    changes: Mapping[str, Any] | None = None,
-    new: tuple[str, ...] = (),
-) -> nn.Module:
-    """A frozen network from `config.json` (plus `changes`) and its weights, strictly; the parameters named in `new` must not be in the
-    file and start at zero."""
-    config = read_json(folder / "config.json") | dict(changes or {})
-    name = config.get("_class_name")
-    if name not in classes:
-        raise broken(f"{folder}/config.json: the class {name!r} is not one of {', '.join(classes)}")
-    known = inspect.signature(classes[name].__init__).parameters
-    try:
-        with torch.device("meta"):
-            model = classes[name](**{key: value for key, value in config.items() if key in known and key != "self"})
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise broken(f"{folder}/config.json does not describe a {name}: {_line(error)}") from error
-    path = weights_file(folder, "diffusion_pytorch_model", dtype)
-    state = read_weights(path)
-    if name == "AutoencoderKL":
-        state = {rename(key): value for key, value in state.items()}
-    if present := set(new) & set(state):
-        raise broken(f"{path}: {min(present)} should be new, but the file has it")
-    shapes = model.state_dict()
-    state |= {key: torch.zeros(shapes[key].shape) for key in new}
-    fill(model, {key: value.to(dtype) for key, value in state.items()}, path)
-    return model.eval().requires_grad_(False)
-
-
-def fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Give a model its weights, every key and shape as it should be; raises FourdfyError (exit 3)."""
-    try:
-        model.load_state_dict(state, strict=True, assign=True)
-    except RuntimeError as error:
-        detail = str(error).splitlines()[1:] or [str(error)]
-        raise broken(f"{path} does not fit its config.json: {detail[0].strip()[:200]}") from error
-
-
-def rename(key: str) -> str:
-    """A parameter's present name for one that old AutoencoderKL files use."""
-    for old, name in OLD_NAMES.items():
-        key = key.replace(old, name)
-    return key
-
-
-def weights_file(folder: Path, stem: str, dtype: torch.dtype) -> Path:
-    """The safetensors file of a network: the half-precision one first if half precision is asked for."""
-    names = [f"{stem}.safetensors", f"{stem}.fp16.safetensors"]
-    for name in names if dtype in (torch.float32, torch.float64) else names[::-1]:
-        if (folder / name).is_file():
-            return folder / name
-    raise broken(f"{folder} holds no {names[0]}")
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise broken(f"{path} is damaged: {_line(error)}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise broken(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise broken(f"{path} is not JSON: {_line(error)}") from error
-    if not isinstance(values, dict):
-        raise broken(f"{path} is not a JSON object")
-    return values
+    found = Schedule.from_config(read_json(spec.folder("scheduler") / "scheduler_config.json"))
+    return found if spec.prediction is None else replace(found, prediction=spec.prediction)
 
 
 def encode(
-    vae: AutoencoderKL | AutoencoderDC, rgb: Float[Tensor, "N 3 H W"], generator: torch.Generator | None
-) -> Float[Tensor, "N C h w"]:
-    """Scaled latents of pictures in [0,1], with a graph; a sample of the posterior where the VAE has one (its mode without generator)."""
+    vae: AutoencoderKL | AutoencoderDC, rgb: Float[Tensor, "N 3 H W"]
+) -> tuple[Float[Tensor, "N C h w"], Float[Tensor, "N C h w"] | None]:
+    """Mean and standard deviation of the scaled latents of pictures in [0,1], with a graph; no deviation if the VAE is deterministic."""
+    scale = vae.config["scaling_factor"]
     coded = vae.encode((rgb * 2 - 1).to(vae.dtype))
     if isinstance(vae, AutoencoderDC):
-        z = coded.latent
-    else:
-        z = coded.latent_dist.mode() if generator is None else coded.latent_dist.sample(generator)
-    return (z * vae.config["scaling_factor"]).to(rgb.dtype)
+        return (coded.latent * scale).to(rgb.dtype), None
+    return (coded.latent_dist.mean * scale).to(rgb.dtype), (coded.latent_dist.std * scale).to(rgb.dtype)
 
 
 def decode(vae: AutoencoderKL | AutoencoderDC, z: Float[Tensor, "N C h w"]) -> Float[Tensor, "N 3 H W"]:
     """Pictures of scaled latents; nearly but not exactly in [0,1]."""
     return (vae.decode((z / vae.config["scaling_factor"]).to(vae.dtype)).sample.to(z.dtype) + 1) / 2
-
-
-def broken(message: str) -> FourdfyError:
-    return FourdfyError(message, "fourdfy nano train", ENVIRONMENT)
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -116,5 +116,5 @@ def _flow(steps: int, config: dict[str, Any]) -> Schedule:
 
 def _unsupported(key: str, value: Any, known: tuple) -> FourdfyError:
     return FourdfyError(
-        f"scheduler_config.json: {key} {value!r} is not supported (known: {', '.join(map(str, known))})", "fourdfy nano train", ENVIRONMENT
+        f"scheduler_config.json: {key} {value!r} is not supported (known: {', '.join(map(str, known))})", "fourdfy models list", ENVIRONMENT
     )

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from fourdfy_cli.diffusion import models
+from fourdfy_cli.diffusion import network
 from fourdfy_cli.diffusion.models import ModelSpec
 
 VIEW_WORDS = ("front view", "side view", "back view")
@@ -57,33 +59,50 @@ def view_word(azimuth: float, front: float, back: float) -> str:
 @torch.no_grad()
 def encode(spec: ModelSpec, prompts: list[str], device: torch.device | str) -> Float[Tensor, "N L C"]:
     """Embeddings of the prompts; the encoder runs in float32 and is freed. Raises FourdfyError (exit 3) as `models.load`."""
-    folder = Path(spec.source)
-    tokens = _tokenizer(folder / spec.tokenizer)
-    encoder = _encoder(folder / spec.text_encoder).to(device)
+    tokens = _tokenizer(spec.folder("tokenizer"))
+    encoder = load_encoder(spec.folder("text_encoder"), device, spec.seed)
     ids = tokens(prompts, padding="max_length", max_length=tokens.model_max_length, truncation=True, return_tensors="pt").input_ids
+    if ids.max() >= encoder.config.vocab_size or ids.shape[1] > encoder.config.max_position_embeddings:
+        raise network.broken(f"{spec.folder('tokenizer')} is not the tokenizer of {spec.folder('text_encoder')}")
     return encoder(ids.to(device)).last_hidden_state
 
 
 def _tokenizer(folder: Path) -> CLIPTokenizer:
     if not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
-        raise models.broken(f"{folder} holds no vocab.json and merges.txt")
+        raise network.broken(f"{folder} holds no vocab.json and merges.txt")
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise models.broken(f"{folder} is not a tokenizer: {str(error).splitlines()[0][:200]}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise network.broken(f"{folder} is not a tokenizer: {network.line(error)}") from error
 
 
-def _encoder(folder: Path) -> CLIPTextModel:
-    config = models.read_json(folder / "config.json")
-    if config.get("architectures") != ["CLIPTextModel"]:
-        raise models.broken(f"{folder}/config.json: the class {config.get('architectures')} is not CLIPTextModel")
-    encoder = CLIPTextModel(
-        CLIPTextConfig(**{key: value for key, value in config.items() if key not in ("architectures", "dtype", "torch_dtype")})
-    )
-    path = models.weights_file(folder, "model", torch.float32)
-    state = {key.removeprefix(PREFIX): value.float() for key, value in models.read_weights(path).items()}
-    state.pop(BUFFER, None)
-    if any(key.startswith(PREFIX) for key in encoder.state_dict()):
-        state = {PREFIX + key: value for key, value in state.items()}
-    models.fill(encoder, state, path)
-    return encoder.eval().requires_grad_(False)
+def load_encoder(folder: Path, device: torch.device | str, seed: int | None = None) -> CLIPTextModel:
+    """A frozen text encoder in float32, with the weights of its file or drawn from a seed; raises FourdfyError (exit 3)."""
+    encoder = empty_encoder(folder)
+    if seed is None:
+        path = network.weights_file(folder, "model", torch.float32)
+        state = {key.removeprefix(PREFIX): value.float() for key, value in network.read_weights(path).items()}
+        state.pop(BUFFER, None)
+        if any(key.startswith(PREFIX) for key in encoder.state_dict()):
+            state = {PREFIX + key: value for key, value in state.items()}
+        network.fill(encoder, state, path)
+    else:
+        network.draw(encoder, seed, device, torch.float32)
+    for module in encoder.modules():
+        if hasattr(module, "position_ids"):  # no weight, so it has no storage yet
+            module.position_ids = torch.arange(encoder.config.max_position_embeddings)[None]
+    return encoder.to(device).eval().requires_grad_(False)
+
+
+def empty_encoder(folder: Path) -> CLIPTextModel:
+    """The text encoder that a folder's config.json describes, without storage (on the meta device)."""
+    path = folder / "config.json"
+    config = network.read_json(path)
+    if "auto_map" in config or config.get("architectures") != ["CLIPTextModel"]:
+        raise network.broken(f"{path}: the class {config.get('auto_map') or config.get('architectures')} is not CLIPTextModel")
+    known = set(signature(CLIPTextConfig.__init__).parameters) - {"self", "architectures", "dtype"}
+    try:
+        with torch.device("meta"):
+            return CLIPTextModel(CLIPTextConfig(**{key: value for key, value in config.items() if key in known}))
+    except (StrictDataclassError, TypeError, ValueError, RuntimeError, KeyError, AttributeError, ZeroDivisionError) as error:
+        raise network.broken(f"{path} does not describe a CLIPTextModel: {network.line(error)}") from error

@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 
 from fourdfy_cli.config import Branch, Recipe
-from fourdfy_cli.diffusion import lora, models, text
+from fourdfy_cli.diffusion import lora, models, text, textcache
 from fourdfy_cli.diffusion.models import Diffusion, ModelSpec
 from fourdfy_cli.diffusion.text import VIEW_WORDS, Texts
+from fourdfy_cli.errors import USAGE, FourdfyError
 from fourdfy_cli.guidance.multiview import MultiviewGuidance
 from fourdfy_cli.guidance.pull import Guidance
 from fourdfy_cli.guidance.variational import VariationalGuidance
@@ -28,8 +29,9 @@ def build(
 ) -> dict[str, Guidance]:
     """The guidances of `branches` ("multiview", "image", "video") by name; `seed` starts the LoRA.
 
-    `specs` has a model per branch, and may have one named "lora" to start the twin from (default: the image model; its text encoder and
-    autoencoder are the image model's in any case). Raises FourdfyError (exit 3) if a model is missing or damaged.
+    `specs` has a model per branch, and may have one named "lora" to start the twin from (default: the image model; text encoder and
+    autoencoder are the image model's in any case). Raises FourdfyError: exit 3 if a model is missing or damaged, exit 2 if the twin's
+    does not go with the image model.
     """
     branches = list(branches)
     wanted = {name: wanted_texts(prompt, getattr(recipe, name)) for name in branches}
@@ -64,7 +66,7 @@ def encode_texts(
     tables = {}
     for names in encoders.values():
         every = list(dict.fromkeys(one for name in names for one in wanted[name]))
-        table = dict(zip(every, text.encode(specs[names[0]], every, device), strict=True))
+        table = textcache.embed(specs[names[0]], every, device)
         tables.update({name: table for name in names})
     return tables
 
@@ -81,6 +83,15 @@ def load_models(specs: Mapping[str, ModelSpec], device: torch.device | str, dtyp
 
 
 def load_twin(image: Diffusion, spec: ModelSpec, recipe: Recipe, device: torch.device | str, dtype: torch.dtype, seed: int) -> Diffusion:
-    """The image model's LoRA twin, with the prediction type of the folder it starts from."""
-    unet = lora.twin(spec, recipe.vsd.rank, device, dtype, torch.Generator().manual_seed(seed))
+    """The LoRA twin: of the image model itself, sharing its weights, if the recipe says so or `spec` is that model; else of another
+    network, which predicts what that one predicts."""
+    generator = torch.Generator().manual_seed(seed)
+    own = image.spec
+    if recipe.vsd.share_base or (spec.folder("unet"), spec.seed) == (own.folder("unet"), own.seed):
+        return replace(image, unet=lora.shared_twin(image.unet, recipe.vsd.rank, generator))
+    unet = lora.twin(spec, recipe.vsd.rank, device, dtype, generator)
+    for key in ("in_channels", "out_channels", "cross_attention_dim"):
+        if unet.config[key] != image.unet.config[key]:
+            message = f"{spec.source} cannot be the twin of {own.source}: {key} {unet.config[key]}, not {image.unet.config[key]}"
+            raise FourdfyError(message, "--set vsd.share_base=true", USAGE)
     return replace(image, unet=unet, schedule=models.schedule(spec), spec=spec)

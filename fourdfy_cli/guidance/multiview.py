@@ -24,7 +24,9 @@ class MultiviewGuidance:
     diffusion: Diffusion
     texts: Texts
 
-    def __call__(self, rgb: Float[Tensor, "V H W 3"], shot: Shot, score: Score, progress: float, generator: torch.Generator) -> Pull:
+    def __call__(
+        self, rgb: Float[Tensor, "V H W 3"], shot: Shot, score: Score, progress: float, generator: torch.Generator, chunk: int | None = None
+    ) -> Pull:
         """Draws the noise level (one for all views), the VAE's sample if it has one, then the noise."""
         t = pull.level(score, progress, len(self.diffusion.schedule), generator)
         camera = unit_camera(shot.c2w)
@@ -35,5 +37,8 @@ class MultiviewGuidance:
             grad = pull.latent_gradient(x, outputs, score, len(z) // VIEWS)
             return grad, pull.weighted_loss(grad, score.weight)
 
-        pulled = pull.through_encoder(self.diffusion.vae, rgb, score.size, gradient, generator)
+        pulled = pull.through_encoder(self.diffusion.vae, rgb, score.size, gradient, generator, chunk)
         return replace(pulled, logs=pulled.logs | {"t": float(t)})
+
+    def to(self, device: torch.device | str) -> None:
+        self.diffusion.to(device)

@@ -35,7 +35,12 @@ class Pull:
 class Guidance(Protocol):
     """One branch's judge: how it wants the pictures of a shot changed at `progress` in [0,1] of the stage."""
 
-    def __call__(self, rgb: Tensor, shot: Shot, score: Score, progress: float, generator: torch.Generator) -> Pull: ...
+    def __call__(
+        self, rgb: Tensor, shot: Shot, score: Score, progress: float, generator: torch.Generator, chunk: int | None = None
+    ) -> Pull: ...
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the networks, to make room for another branch's."""
 
 
 def through_encoder(
@@ -44,17 +49,40 @@ def through_encoder(
     size: tuple[int, int],
     latent_gradient: Callable[[Tensor], tuple[Tensor, float]],
     generator: torch.Generator,
+    chunk: int | None = None,
 ) -> Pull:
     """Resize pictures to the model's size (height, width), encode them, ask `latent_gradient` for (d loss / d z, loss) at the latents
-    z [V C h w], and pull the gradient back to the pictures."""
-    leaf = rgb.detach().requires_grad_(True)
-    picture = leaf.permute(0, 3, 1, 2)
-    if tuple(picture.shape[-2:]) != tuple(size):
-        picture = F.interpolate(picture, size, mode="bilinear", align_corners=False)
-    z = encode(vae, picture, generator)
-    at_latents, loss = latent_gradient(z.detach())
-    (grad,) = torch.autograd.grad(z, leaf, at_latents)
+    z [V C h w], and pull the gradient back to the pictures.
+
+    With `chunk`, no more than that many pictures are encoded with a graph at a time, once before and once after the question: the same
+    gradient in less memory (autoencoders look at one picture at a time). Draws the posterior's noise, if the autoencoder has one.
+    """
+    chunk = chunk or len(rgb)
+    leaves = [part.detach().requires_grad_(True) for part in rgb.split(chunk)]
+    with torch.set_grad_enabled(len(leaves) == 1):
+        coded = [encode(vae, fitted(leaf, size)) for leaf in leaves]
+    shape = (len(rgb), *coded[0][0].shape[1:])
+    noise = None if coded[0][1] is None else torch.randn(shape, generator=generator, device=generator.device).to(rgb).split(chunk)
+    sampled = [_sample(part, noise, k) for k, part in enumerate(coded)]
+    at_latents, loss = latent_gradient(torch.cat([z.detach() for z in sampled]))
+    grads = []
+    for k, (leaf, grad) in enumerate(zip(leaves, at_latents.split(chunk), strict=True)):
+        z = sampled[k] if len(leaves) == 1 else _sample(encode(vae, fitted(leaf, size)), noise, k)
+        grads += torch.autograd.grad(z, leaf, grad)
+    grad = torch.cat(grads)
     return Pull(grad, loss, {"grad_norm": grad.norm().item(), "latent_grad_norm": at_latents.norm().item()})
+
+
+def fitted(rgb: Float[Tensor, "V H W 3"], size: tuple[int, int]) -> Float[Tensor, "V 3 h w"]:
+    """Pictures at the size (height, width) that a model wants."""
+    picture = rgb.permute(0, 3, 1, 2)
+    return picture if tuple(picture.shape[-2:]) == tuple(size) else F.interpolate(picture, size, mode="bilinear", align_corners=False)
+
+
+def _sample(coded: tuple[Tensor, Tensor | None], noise: tuple[Tensor, ...] | None, k: int) -> Tensor:
+    """The latents of chunk k: a sample of the posterior where there is one."""
+    mean, std = coded
+    return mean if std is None or noise is None else mean + std * noise[k]
 
 
 def latent_gradient(x: sds.Noised, outputs: tuple[Tensor, Tensor], score: Score, groups: int) -> Tensor:

@@ -36,7 +36,9 @@ class VariationalGuidance:
         """The network whose trainable parameters (diffusion/lora.py) this guidance gives gradients."""
         return self.twin.unet
 
-    def __call__(self, rgb: Float[Tensor, "V H W 3"], shot: Shot, score: Score, progress: float, generator: torch.Generator) -> Pull:
+    def __call__(
+        self, rgb: Float[Tensor, "V H W 3"], shot: Shot, score: Score, progress: float, generator: torch.Generator, chunk: int | None = None
+    ) -> Pull:
         """Draws the noise level, the VAE's sample if it has one, the noise; then level, noise and camera drop of the twin's training.
         Adds Eq. 5's gradient to the `.grad` of the twin's trained parameters."""
         schedule, logs = self.diffusion.schedule, {}
@@ -54,8 +56,12 @@ class VariationalGuidance:
             logs["lora_loss"] = self.learn(z, camera, generator)
             return grad, pull.weighted_loss(grad, score.weight)
 
-        pulled = pull.through_encoder(self.diffusion.vae, rgb, score.size, gradient, generator)
+        pulled = pull.through_encoder(self.diffusion.vae, rgb, score.size, gradient, generator, chunk)
         return replace(pulled, logs=pulled.logs | logs | {"t": float(t)})
+
+    def to(self, device: torch.device | str) -> None:
+        self.diffusion.to(device)
+        self.twin.to(device)
 
     @torch.enable_grad()
     def learn(self, z: Float[Tensor, "V C h w"], camera: Float[Tensor, "V 16"], generator: torch.Generator) -> float:

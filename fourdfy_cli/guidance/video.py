@@ -23,7 +23,9 @@ class VideoGuidance:
     diffusion: Diffusion
     texts: Texts
 
-    def __call__(self, rgb: Float[Tensor, "F H W 3"], shot: Shot, score: Score, progress: float, generator: torch.Generator) -> Pull:
+    def __call__(
+        self, rgb: Float[Tensor, "F H W 3"], shot: Shot, score: Score, progress: float, generator: torch.Generator, chunk: int | None = None
+    ) -> Pull:
         """Draws the noise level (one for the clip), the VAE's sample if it has one, then the noise (independent per frame)."""
         t = pull.level(score, progress, len(self.diffusion.schedule), generator)
         prompt = self.texts.facing(shot.azimuth()[:1], score.view_words)
@@ -35,5 +37,8 @@ class VideoGuidance:
             grad = sds.amplified(pull.latent_gradient(x, outputs, score, 1), score.motion)
             return grad[0].transpose(0, 1), pull.weighted_loss(grad, score.weight)
 
-        pulled = pull.through_encoder(self.diffusion.vae, rgb, score.size, gradient, generator)
+        pulled = pull.through_encoder(self.diffusion.vae, rgb, score.size, gradient, generator, chunk)
         return replace(pulled, logs=pulled.logs | {"t": float(t)})
+
+    def to(self, device: torch.device | str) -> None:
+        self.diffusion.to(device)

@@ -18,7 +18,6 @@ from numba import njit, prange
 from fourdfy_cli.nano.objects import BALL, BOX, COLOURS, CONE, CYLINDER, DARK, LIGHT, MAIN, OBJECTS, Part
 from fourdfy_cli.nano.prompts import MOTIONS
 
-BOUND = 0.95  # every part stays within this distance of its thing's origin; rays beyond are skipped
 LIGHT_DIRECTION = np.array([0.45, 0.35, 0.82], np.float32) / np.linalg.norm([0.45, 0.35, 0.82]).astype(np.float32)
 
 
@@ -120,31 +119,42 @@ def _fill(tables: dict[str, np.ndarray], at: tuple[int, int], part: Part) -> Non
     tables["mix"][at], tables["tint"][at] = mix, tint
 
 
-def view_rays_frame(c2w: np.ndarray, G: np.ndarray, T: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Camera origin [B 3] and axes [B 3 3] in the object's own frame, and the normal map G^-T [B 3 3]."""
-    inverse = np.linalg.inv(G)
-    origin = np.einsum("bij,bj->bi", inverse, c2w[:, :3, 3] - T)
-    return origin, inverse @ c2w[:, :3, :3], inverse.transpose(0, 2, 1)
-
-
 def render(things: Things, c2w: np.ndarray, fovy: np.ndarray, time: np.ndarray, size: int, samples: int = 2) -> Picture:
     """Ray-cast B views. c2w [B 4 4] (OpenGL camera, z up), fovy [B] in radians, time [B] in [0,1], `size` pixels
     square, `samples` x `samples` rays a pixel."""
     table = {name: array[things.object] for name, array in _tables().items()}
     G, T, limb = pose(things.motion, np.asarray(time, np.float32))
     swing = rotation("y", table["leg"] * limb[:, None]) @ rotation("x", table["wing"] * limb[:, None])
-    A = swing @ table["A"]
-    c = np.einsum("bpij,bpj->bpi", swing, table["c"] - table["pivot"]) + table["pivot"]
-    colour = (table["mix"][..., None] * things.colour[:, None] + table["tint"]).astype(np.float32)
-    origin, axes, normals = view_rays_frame(np.asarray(c2w, np.float32), G, T)
-    focal = (0.5 * size * samples / np.tan(np.asarray(fovy) / 2)).astype(np.float32)
-    f32 = [np.ascontiguousarray(x, np.float32) for x in (np.linalg.inv(A), c, colour, origin, axes, normals)]
-    outside = (origin**2).sum(-1).astype(np.float32) - np.float32(BOUND**2)
-    rgba = np.zeros((len(time), size, size, 4), np.float32)
-    depth = np.zeros((len(time), size, size), np.float32)
-    _cast(table["kind"], table["reach"] ** 2, *f32, focal, outside, samples, LIGHT_DIRECTION, rgba, depth)
+    inverse = np.linalg.inv(swing @ table["A"])
+    centre = np.einsum("bpij,bpj->bpi", swing, table["c"] - table["pivot"]) + table["pivot"]
+    colour = table["mix"][..., None] * things.colour[:, None] + table["tint"]
+    c2w, still = np.asarray(c2w, np.float32), np.linalg.inv(G)
+    axes, origin = still @ c2w[:, :3, :3], np.einsum("bij,bj->bi", still, c2w[:, :3, 3] - T)  # the camera in the thing's own frame
+    focal = 0.5 * size * samples / np.tan(np.asarray(fovy) / 2)
+    rays = inverse @ axes[:, None]  # from the camera's frame to each part's
+    local = np.einsum("bpij,bpj->bpi", inverse, origin[:, None] - centre)
+    normals = still.transpose(0, 2, 1)[:, None] @ inverse.transpose(0, 1, 3, 2)
+    rectangles = _rectangles(np.linalg.inv(axes), centre - origin[:, None], table["reach"], focal, size * samples)
+    rgba, depth = np.zeros((len(time), size, size, 4), np.float32), np.zeros((len(time), size, size), np.float32)
+    floats = [np.ascontiguousarray(x, np.float32) for x in (rays, local, normals, colour, focal)]
+    _cast(table["kind"], rectangles, *floats, samples, LIGHT_DIRECTION, rgba, depth)
     alpha = rgba[..., 3]
     return Picture(rgba, np.divide(depth, alpha, out=depth, where=alpha > 0))
+
+
+def _rectangles(to_camera: np.ndarray, away: np.ndarray, reach: np.ndarray, focal: np.ndarray, pixels: int) -> np.ndarray:
+    """Columns and rows [B P 4] (first, last + 1, first, last + 1) of a square picture that a part within `reach` [B P] of
+    its centre can touch; `away` [B P 3] is the centre seen from the camera, in the thing's frame."""
+    x, y, z = np.moveaxis(np.einsum("bij,bpj->bpi", to_camera, away), -1, 0)
+    radius = reach * np.linalg.norm(to_camera, 2, (1, 2))[:, None]
+    near, far = np.maximum(-z - radius, 0.05), np.maximum(-z + radius, 0.05)
+    edges = [
+        extreme((v + sign * radius) / near, (v + sign * radius) / far)
+        for v in (x, -y)
+        for sign, extreme in ((-1, np.minimum), (1, np.maximum))
+    ]
+    found = np.stack(edges, -1) * focal[:, None, None] + pixels / 2
+    return np.clip(found + np.array([0, 1, 0, 1]), 0, pixels).astype(np.int32)
 
 
 @njit(inline="always")
@@ -202,63 +212,51 @@ def _normal(kind, x, y, z):
     return x, y, ((one - z) / 4 if kind == CONE else zero)
 
 
+@njit(inline="always")
+def _through(matrix, x, y):
+    """matrix @ (x, y, -1)."""
+    return (
+        matrix[0, 0] * x + matrix[0, 1] * y - matrix[0, 2],
+        matrix[1, 0] * x + matrix[1, 1] * y - matrix[1, 2],
+        matrix[2, 0] * x + matrix[2, 1] * y - matrix[2, 2],
+    )
+
+
 @njit(parallel=True, fastmath=True, cache=True, boundscheck=False)
-def _cast(kind, reach, inverse, centre, colour, origin, axes, normals, focal, outside, samples, light, rgba, depth):
+def _cast(kind, rectangles, rays, local, normals, colour, focal, samples, light, rgba, depth):
+    """Part after part into a buffer of nearest hits, then shade what was hit."""
     views, parts = kind.shape
-    size = rgba.shape[1]
-    weight = np.float32(1 / (samples * samples))
+    pixels = rgba.shape[1] * samples
+    half, weight = np.float32(pixels * 0.5 - 0.5), np.float32(1 / (samples * samples))
     for b in prange(views):
-        local = np.empty((parts, 3), np.float32)  # ray origin in each part's frame
-        away = np.empty((parts, 4), np.float32)  # from ray origin to each part's centre, and its squared length less reach
+        nearest, part = np.full((pixels, pixels), np.float32(1e9), np.float32), np.full((pixels, pixels), -1, np.int8)
+        unit = np.float32(1) / focal[b]
         for k in range(parts):
-            for i in range(3):
-                away[k, i], local[k, i] = centre[b, k, i] - origin[b, i], 0
-                for j in range(3):
-                    local[k, i] += inverse[b, k, i, j] * (origin[b, j] - centre[b, k, j])
-            away[k, 3] = away[k, 0] ** 2 + away[k, 1] ** 2 + away[k, 2] ** 2 - reach[b, k]
-        half = np.float32(size * samples * 0.5)
-        for row in range(size * samples):
-            for column in range(size * samples):
-                cx, cy = (column + np.float32(0.5) - half) / focal[b], -(row + np.float32(0.5) - half) / focal[b]
-                scale = 1 / math.sqrt(cx * cx + cy * cy + 1)
-                d0 = (axes[b, 0, 0] * cx + axes[b, 0, 1] * cy - axes[b, 0, 2]) * scale
-                d1 = (axes[b, 1, 0] * cx + axes[b, 1, 1] * cy - axes[b, 1, 2]) * scale
-                d2 = (axes[b, 2, 0] * cx + axes[b, 2, 1] * cy - axes[b, 2, 2]) * scale
-                best, hit = np.float32(1e9), -1
-                along = d0 * origin[b, 0] + d1 * origin[b, 1] + d2 * origin[b, 2]
-                square = d0 * d0 + d1 * d1 + d2 * d2
-                if along * along < square * outside[b]:
+            if kind[b, k] < 0:
+                break
+            o, M = local[b, k], rays[b, k]
+            first, last, top, bottom = rectangles[b, k]
+            for row in range(top, bottom):
+                for column in range(first, last):
+                    d = _through(M, (column - half) * unit, (half - row) * unit)
+                    t = _hit(kind[b, k], o[0], o[1], o[2], d[0], d[1], d[2])
+                    if 0 < t < nearest[row, column]:
+                        nearest[row, column], part[row, column] = t, k
+        for row in range(pixels):
+            for column in range(pixels):
+                k, t = part[row, column], nearest[row, column]
+                if k < 0:
                     continue
-                for k in range(parts):
-                    if kind[b, k] < 0:
-                        break
-                    along = away[k, 0] * d0 + away[k, 1] * d1 + away[k, 2] * d2
-                    if along * along < square * away[k, 3]:  # the ray passes outside the part's bounding sphere
-                        continue
-                    dx = inverse[b, k, 0, 0] * d0 + inverse[b, k, 0, 1] * d1 + inverse[b, k, 0, 2] * d2
-                    dy = inverse[b, k, 1, 0] * d0 + inverse[b, k, 1, 1] * d1 + inverse[b, k, 1, 2] * d2
-                    dz = inverse[b, k, 2, 0] * d0 + inverse[b, k, 2, 1] * d1 + inverse[b, k, 2, 2] * d2
-                    t = _hit(kind[b, k], local[k, 0], local[k, 1], local[k, 2], dx, dy, dz)
-                    if t > 0 and t < best:
-                        best, hit = t, k
-                if hit < 0:
-                    continue
-                A = inverse[b, hit]
-                u0 = local[hit, 0] + best * (A[0, 0] * d0 + A[0, 1] * d1 + A[0, 2] * d2)
-                u1 = local[hit, 1] + best * (A[1, 0] * d0 + A[1, 1] * d1 + A[1, 2] * d2)
-                u2 = local[hit, 2] + best * (A[2, 0] * d0 + A[2, 1] * d1 + A[2, 2] * d2)
-                n0, n1, n2 = _normal(kind[b, hit], u0, u1, u2)
-                g0 = A[0, 0] * n0 + A[1, 0] * n1 + A[2, 0] * n2
-                g1 = A[0, 1] * n0 + A[1, 1] * n1 + A[2, 1] * n2
-                g2 = A[0, 2] * n0 + A[1, 2] * n1 + A[2, 2] * n2
-                N = normals[b]
-                w0 = N[0, 0] * g0 + N[0, 1] * g1 + N[0, 2] * g2
-                w1 = N[1, 0] * g0 + N[1, 1] * g1 + N[1, 2] * g2
-                w2 = N[2, 0] * g0 + N[2, 1] * g1 + N[2, 2] * g2
-                cosine = (w0 * light[0] + w1 * light[1] + w2 * light[2]) / (math.sqrt(w0 * w0 + w1 * w1 + w2 * w2) + 1e-9)
-                shade = np.float32(0.55) + np.float32(0.25) * (cosine + 1)
+                cx, cy = (column - half) * unit, (half - row) * unit
+                o, d, N = local[b, k], _through(rays[b, k], cx, cy), normals[b, k]
+                n = _normal(kind[b, k], o[0] + t * d[0], o[1] + t * d[1], o[2] + t * d[2])
+                w0 = N[0, 0] * n[0] + N[0, 1] * n[1] + N[0, 2] * n[2]
+                w1 = N[1, 0] * n[0] + N[1, 1] * n[1] + N[1, 2] * n[2]
+                w2 = N[2, 0] * n[0] + N[2, 1] * n[1] + N[2, 2] * n[2]
+                cosine = (w0 * light[0] + w1 * light[1] + w2 * light[2]) / (math.sqrt(w0 * w0 + w1 * w1 + w2 * w2) + np.float32(1e-9))
+                shade = np.float32(0.55) + np.float32(0.25) * (cosine + np.float32(1))
                 y, x = row // samples, column // samples
                 for i in range(3):
-                    rgba[b, y, x, i] += weight * min(np.float32(1), colour[b, hit, i] * shade)
+                    rgba[b, y, x, i] += weight * min(np.float32(1), colour[b, k, i] * shade)
                 rgba[b, y, x, 3] += weight
-                depth[b, y, x] += weight * best
+                depth[b, y, x] += weight * t * math.sqrt(cx * cx + cy * cy + np.float32(1))

@@ -25,12 +25,36 @@ CHUNK = 160_000  # points queried at once when no gradient is wanted
 
 
 class Frames(NamedTuple):
-    """Pictures of a shot: rgb [V H W 3] in [0,1], opacity [V H W] in [0,1], depth [V H W] in world units (not divided
-    by opacity)."""
+    """What rays [...] see: rgb [... 3] in [0,1], opacity [...] in [0,1], depth [...] in world units (not divided by
+    opacity). Of a shot, [...] is [V H W]."""
 
     rgb: Tensor
     opacity: Tensor
     depth: Tensor
+
+
+class Rays(NamedTuple):
+    """N rays at their moments: origin [N 3], unit direction [N 3], time [N] in [0,1], jitter [N] in [0,1) or None."""
+
+    origin: Tensor
+    direction: Tensor
+    time: Tensor
+    jitter: Tensor | None
+
+    def split(self, size: int) -> list[Rays]:
+        """The rays in runs of `size`."""
+        origin, direction, time = (part.split(size) for part in self[:3])
+        jitter = [None] * len(time) if self.jitter is None else self.jitter.split(size)
+        return [Rays(*part) for part in zip(origin, direction, time, jitter, strict=True)]
+
+
+class Look(NamedTuple):
+    """How rays are looked along: the density blob's size, a plain backdrop rgb [3] instead of the background network,
+    and the opacity below which samples are dropped (None: march.alpha)."""
+
+    blob_std: float
+    backdrop: Tensor | None = None
+    alpha: float | None = None
 
 
 class Scene(nn.Module):
@@ -77,27 +101,36 @@ def render(
     min(alpha, the mean occupancy value) or transmittance before them below march.transmittance; alpha is march.alpha
     unless given.
     """
-    dtype = scene.blob_std.dtype
-    origin, direction = (part.reshape(-1, 3).to(dtype) for part in rays(shot))
-    jitter = None
-    if generator is not None:
-        jitter = torch.rand(len(origin), generator=generator, device=generator.device, dtype=dtype).to(origin.device)
-    samples = march(origin, direction, scene.occupancy.lookup, scene.step_length, jitter, scene.occupancy.bounds())
-    x = samples.points(origin, direction)
-    time = shot.time.to(dtype).repeat_interleave(shot.size[0] * shot.size[1])[samples.ray]
+    seen = trace(scene, cast(scene, shot, generator), Look(blob_std, backdrop, alpha), train)
+    return Frames(*(part.unflatten(0, (len(shot), *shot.size)) for part in seen))
+
+
+def cast(scene: Scene, shot: Shot, generator: torch.Generator | None = None) -> Rays:
+    """The rays of a shot, on the scene's device, view by view and row by row."""
+    like = scene.blob_std
+    origin, direction = (part.reshape(-1, 3).to(like) for part in rays(shot))
+    time = shot.time.to(like).repeat_interleave(shot.size[0] * shot.size[1])
+    if generator is None:
+        return Rays(origin, direction, time, None)
+    return Rays(origin, direction, time, torch.rand(len(time), generator=generator, device=generator.device, dtype=like.dtype).to(like))
+
+
+def trace(scene: Scene, rays: Rays, look: Look, train: bool = False) -> Frames:
+    """What rays see, with a graph if `train`; see `render`. A ray's result does not depend on the others."""
+    origin, direction = rays.origin, rays.direction
+    samples = march(origin, direction, scene.occupancy.lookup, scene.step_length, rays.jitter, scene.occupancy.bounds())
+    x, time = samples.points(origin, direction), rays.time[samples.ray]
 
     def worth(density: Tensor) -> Tensor:
         """Indices of the samples that show."""
-        least = scene.occupancy.value.mean().clamp(max=scene.march.alpha if alpha is None else alpha)
+        least = scene.occupancy.value.mean().clamp(max=scene.march.alpha if look.alpha is None else look.alpha)
         return visible(density, samples, len(origin), least, scene.march.transmittance).nonzero()[:, 0]
 
     with torch.set_grad_enabled(train):
-        keep, density, rgb = (_seen_train if train else _seen)(scene, x, time, blob_std, worth)
+        keep, density, rgb = (_seen_train if train else _seen)(scene, x, time, look.blob_std, worth)
         total = composite(density, rgb, samples.take(keep), len(origin))
-        behind = scene.background_net(direction) if backdrop is None else backdrop.to(total.colour)
-        colour = total.colour + (1 - total.opacity)[:, None] * behind
-    shape = (len(shot), *shot.size)
-    return Frames(colour.view(*shape, 3), total.opacity.view(shape), total.depth.view(shape))
+        behind = scene.background_net(direction) if look.backdrop is None else look.backdrop.to(total.colour)
+        return Frames(total.colour + (1 - total.opacity)[:, None] * behind, total.opacity, total.depth)
 
 
 def _seen(scene: Scene, x: Tensor, time: Tensor, blob_std: float, worth: Worth) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,89 @@
+"""`fourdfy bench`: how fast this machine is, and how much memory a run takes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date
+from typing import Annotated, Any
+
+import typer
+
+from fourdfy_cli import config, presets
+from fourdfy_cli.cli import options
+from fourdfy_cli.errors import USAGE, FourdfyError
+
+PROMPTS = {"nano": "red dog, jumping", "random": "a panda dancing", "paper": "a panda dancing"}
+
+
+@dataclass(frozen=True)
+class Bench(options.Common):
+    """Options of `bench`."""
+
+    preset: Annotated[str | None, typer.Option("--preset", help="Whose steps to measure.", show_default="paper, nano for nano")] = None
+    models: Annotated[str, typer.Option("--models", help="random (nothing to download), paper or nano.")] = "random"
+    size: Annotated[str, typer.Option("--size", help="Of the random models: full, or tiny (for CPUs; the pictures shrink too).")] = "full"
+    settings: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the recipe; may be repeated.", show_default=False)
+    ] = field(default_factory=list)
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps to take the median of.")] = 5
+    vram: Annotated[float | None, typer.Option("--vram", min=0.0, help="Memory to stay within, GB.", show_default="what the card has")] = (
+        None
+    )
+    memory: Annotated[bool, typer.Option("--memory", help="Instead: a video step's memory, all at once and in chunks.")] = False
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.", show_default="cuda if there is one")] = None
+
+
+@options.grouped
+def bench(wanted: Bench) -> None:
+    """Measure seconds a step and peak memory of every branch and stage, and what a whole run of the preset would take."""
+    recipe = _recipe(wanted)
+    options.check_device(wanted.device or "cpu")
+    import torch
+
+    from fourdfy_cli import bench as stand
+
+    device = torch.device(wanted.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    models = f"random, {recipe.models.size} size" if recipe.models.set == "random" else recipe.models.set
+    about = {"preset": recipe.name, "models": models, "device": stand.device_name(device)}
+    prompt = PROMPTS[recipe.models.set]
+    if wanted.memory:
+        rungs = list(wanted.output.counted(stand.ladder(recipe, prompt, device), len(stand.LADDER), "measuring"))
+        return wanted.output.finish(about | {"memory": rungs if wanted.json else [_gigabytes(row) for row in rungs]})
+    rows = []
+    for row in stand.measure(recipe, prompt, device, wanted.steps, wanted.vram):
+        wanted.output.note(str(row))
+        rows.append(row)
+    _finish(wanted, recipe, about, [asdict(row) for row in rows], stand.summary(recipe, rows))
+
+
+def _recipe(wanted: Bench) -> config.Recipe:
+    """The recipe that the options ask for; raises FourdfyError (exit 2)."""
+    if wanted.models not in PROMPTS:
+        raise FourdfyError(f"there is no model set {wanted.models!r}", f"--models random   ({', '.join(PROMPTS)})", USAGE)
+    recipe = presets.preset(wanted.preset or ("nano" if wanted.models == "nano" else "paper"))
+    recipe = replace(recipe, models=replace(recipe.models, set=wanted.models, size=wanted.size))
+    if wanted.models == "random" and wanted.size == "tiny":
+        recipe = presets.tiny(recipe)
+    for assignment in wanted.settings:
+        recipe = config.override(recipe, assignment)
+    return recipe
+
+
+def _finish(wanted: Bench, recipe: config.Recipe, about: dict[str, Any], rows: list[dict[str, Any]], stages: list[dict[str, Any]]) -> None:
+    """Keep the figures for --dry-run, and show them."""
+    from fourdfy_cli import plan
+    from fourdfy_cli.console import duration
+
+    total, peak = sum(row["seconds"] for row in stages), max(row["bytes"] for row in stages)
+    kept = plan.remember(recipe, {"device": about["device"], "date": date.today().isoformat(), "rows": rows})
+    if wanted.json:
+        return wanted.output.finish(about | {"rows": rows, "stages": stages, "seconds": total, "bytes": peak, "kept": kept})
+    shown = [_gigabytes(row) | {"seconds": duration(row["seconds"])} for row in stages]
+    whole = {"a whole run": duration(total), "peak GB": peak / 1e9, "kept in": kept}
+    wanted.output.finish(about | {"branches": [_gigabytes(row) for row in rows], "stages": shown} | whole)
+
+
+def _gigabytes(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for people: GB instead of bytes."""
+    names = {"bytes": "GB", "step_bytes": "GB for the step", "seconds_a_step": "seconds a step", "of_direct": "of direct"}
+    return {names.get(key, key): value / 1e9 if key.endswith("bytes") and value is not None else value for key, value in row.items()}

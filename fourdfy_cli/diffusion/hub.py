@@ -1,0 +1,223 @@
+"""Where a model's files are: an explicit folder, the Hub's local cache, the pinned repository, its mirrors, tried in this order.
+
+Everything goes through huggingface_hub, which heeds HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE, goes on within a file
+when a connection drops, keeps the files that are whole, and gives a file its name only then. Nothing but the paths that `choose` names is
+ever fetched: JSON, safetensors and the tokenizer's two lists. No code, no pickles.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from fourdfy_cli.config import Models
+from fourdfy_cli.diffusion.table import CLIP_FILES, FP16, OTHERS, PARTS, ROLES, TABLE, WEIGHTS, Row, find, row
+from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
+
+ID = re.compile(r"[\w.-]+/[\w.-]+(@(?!.*\.\.)\w[\w./-]*)?")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+OPTIONAL = ("tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json")
+CAMERA_PROJECTION = "camera_proj/"  # one multi-view layout keeps its camera embedding in a folder of its own
+
+
+def locate(role: str, wanted: str = "") -> Path:
+    """The folder with a role's files, downloaded if need be; `wanted` is a folder, an id[@revision], or "" for the table's choice.
+
+    Raises FourdfyError: exit 2 for what is neither a folder nor an id, exit 3 for files that cannot be had.
+    """
+    if is_folder(wanted):
+        return _folder(role, wanted)
+    found = cached(role, wanted)
+    if found:
+        return found
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, XetDownloadError
+
+    failure: Exception | None = None
+    for id, revision in sources(role, wanted):
+        try:
+            return _fetch(role, id, revision)
+        except (FourdfyError, OSError, HTTPError, ValueError, XetDownloadError) as error:
+            failure = failure or error
+            if isinstance(error, (HTTPError, ConnectionError)) and not isinstance(error, HfHubHTTPError):
+                break  # no network: no mirror either
+    if isinstance(failure, FourdfyError):
+        raise failure
+    assert failure is not None
+    raise _cannot_get(role, wanted, failure) from failure
+
+
+def cached(role: str, wanted: str = "") -> Path | None:
+    """The folder with all of a role's files if it is on this machine; never asks the network. Raises FourdfyError (exit 2) as `locate`."""
+    if is_folder(wanted):
+        folders = [Path(wanted).expanduser()]
+    else:
+        folders = [folder for id, revision in sources(role, wanted) for folder in _snapshots(id, revision)]
+    return next((folder for folder in folders if _complete(role, folder)), None)
+
+
+def missing_bytes(role: str, wanted: str = "") -> int:
+    """Bytes that `locate` would download, from the table (for an id it does not know: as much as the role's own row); no network."""
+    if is_folder(wanted) or cached(role, wanted):
+        return 0
+    return (described(role, wanted) or row(role)).bytes
+
+
+def is_folder(wanted: str) -> bool:
+    """Whether a model is named by a folder (that may not exist) rather than by a Hub id."""
+    return bool(wanted) and (wanted[0] in "./~\\" or Path(wanted).is_dir())
+
+
+def sources(role: str, wanted: str = "") -> list[tuple[str, str]]:
+    """(id, revision) in the order to try: what is asked for, and where the table pins it, its mirrors. Raises FourdfyError (exit 2)."""
+    wanted = wanted or row(role).id
+    if not ID.fullmatch(wanted):
+        raise FourdfyError(f"models.{role}: {wanted!r} is neither a folder nor a Hub id", _instead(role, wanted), USAGE)
+    id, _, revision = wanted.partition("@")
+    known = find(id, role)
+    if revision or known is None:
+        return [(id, revision or "main")]
+    pins = [f"{known.id}@{known.revision}", *known.mirrors]
+    pins.sort(key=lambda pin: not pin.startswith(f"{id}@"))  # the one asked for first
+    return [(pin.partition("@")[0], pin.partition("@")[2]) for pin in pins]
+
+
+def choose(role: str, names: Iterable[str], where: str) -> list[str]:
+    """Of the paths that a repository or a folder has, those a role wants, half precision before full.
+
+    Raises FourdfyError (exit 3) naming the first that is missing.
+    """
+    names = set(names)
+    chosen = [name for name in names if role == "multiview" and name.startswith(CAMERA_PROJECTION) and not name.endswith(PICKLES)]
+    chosen = [name for name in chosen if name.endswith((".json", ".safetensors"))]
+    for options in _wanted(role):
+        name = next((name for name in options if name in names), None)
+        if name:
+            chosen.append(name)
+        elif options[0] not in OPTIONAL:
+            raise _lacks(names, options[-1], where)
+    return sorted(chosen)
+
+
+def files(role: str, folder: Path) -> list[str]:
+    """The paths in a folder that a role reads; raises FourdfyError (exit 3) if one is missing."""
+    return choose(role, _listing(role, folder), str(folder))
+
+
+def refuse_non_commercial(models: Models, roles: Iterable[str] = ROLES) -> None:
+    """Raises FourdfyError (exit 2) if a model that would be used may not be used for profit, as far as the table knows."""
+    for role in roles:
+        wanted = getattr(models, role)
+        known = described(role, wanted) if wanted or models.set == "paper" else None
+        if known and not known.commercial:
+            message = f"{known.id} ({role}) is licensed {known.licence}, which forbids commercial use"
+            raise FourdfyError(message, f"--set models.{role}=FOLDER   (weights that you may use)", USAGE)
+
+
+def described(role: str, wanted: str = "") -> Row | None:
+    """The table's row of what a role would use, None if unknown; a snapshot in the Hub's cache is known by its folder's name."""
+    if not wanted:
+        return row(role)
+    if not is_folder(wanted):
+        return find(wanted.partition("@")[0], role)
+    repository = next((part for part in Path(wanted).expanduser().resolve().parts if part.startswith("models--")), "")
+    return find(repository.removeprefix("models--").replace("--", "/"), role)
+
+
+def _wanted(role: str) -> list[tuple[str, ...]]:
+    """For each file of a role its possible paths, best first."""
+    if role == "clip":
+        return [(name,) for name in CLIP_FILES]
+    found: list[tuple[str, ...]] = []
+    for part in PARTS[role]:
+        if part in WEIGHTS:
+            stem = f"{part}/{WEIGHTS[part]}"
+            found += [(f"{part}/config.json",), (f"{stem}{FP16}.safetensors", f"{stem}.safetensors")]
+        else:
+            found += [(f"{part}/{name}",) for name in OTHERS[part]]
+    return found
+
+
+def _folder(role: str, wanted: str) -> Path:
+    folder = Path(wanted).expanduser()
+    if not folder.is_dir():
+        raise FourdfyError(f"models.{role}: there is no folder {wanted}", f"fourdfy models pull {role}", ENVIRONMENT)
+    files(role, folder)
+    return folder
+
+
+def _complete(role: str, folder: Path) -> bool:
+    try:
+        return bool(files(role, folder))
+    except FourdfyError:
+        return False
+
+
+def _listing(role: str, folder: Path) -> list[str]:
+    """Paths of the files in the folders of a role's parts, and right in the folder."""
+    places = [folder, *(folder / part for part in (*PARTS[role], CAMERA_PROJECTION))]
+    return [path.relative_to(folder).as_posix() for place in places if place.is_dir() for path in place.iterdir() if path.is_file()]
+
+
+def _snapshots(id: str, revision: str) -> list[Path]:
+    """Folders of the Hub's cache that hold (part of) a repository at a branch, a commit, or a commit that starts like this."""
+    from huggingface_hub import constants
+
+    storage = Path(constants.HF_HUB_CACHE) / f"models--{id.replace('/', '--')}"
+    ref = storage / "refs" / revision
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+    return sorted((storage / "snapshots").glob(f"{commit}*")) if re.fullmatch(r"[0-9a-f]{7,40}", commit) else []
+
+
+def _fetch(role: str, id: str, revision: str) -> Path:
+    """Download a role's files into the Hub's cache; raises FourdfyError or one of huggingface_hub's errors."""
+    from huggingface_hub import HfApi, logging, snapshot_download
+
+    logging.set_verbosity_error()  # what matters of its retries and warnings is in the error raised
+    api = HfApi()
+    if re.fullmatch(r"[0-9a-f]{7,39}", revision):  # the Hub wants all 40 digits
+        commits = [commit.commit_id for commit in api.list_repo_commits(id)]
+        revision = next((commit for commit in commits if commit.startswith(revision)), revision)
+    info = api.model_info(id, revision=revision)
+    chosen = choose(role, [file.rfilename for file in info.siblings or []], f"{id}@{revision}")
+    return Path(snapshot_download(id, revision=revision, allow_patterns=chosen))
+
+
+def _lacks(names: set[str], path: str, where: str) -> FourdfyError:
+    """What to say of a repository or folder in which `path` is missing."""
+    part = path.rpartition("/")[0]
+    pickled = sorted(name for name in names if name.startswith(part) and name.endswith(PICKLES))
+    if path.endswith(".safetensors") and pickled:
+        folder = where if is_folder(where) else "FOLDER"
+        get = "" if is_folder(where) else f"hf download {where.partition('@')[0]} --local-dir FOLDER && "
+        hint = f"{get}fourdfy models convert {folder} --trust --out {folder}-safe"
+        return FourdfyError(f"{where} has no {path}, only the pickle {pickled[0]}, which may hold code", hint, ENVIRONMENT)
+    return FourdfyError(f"{where} has no {path}", "fourdfy models list", ENVIRONMENT)
+
+
+def _cannot_get(role: str, wanted: str, error: Exception) -> FourdfyError:
+    """The message and hint for a download that failed."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    name = wanted or row(role).id
+    if constants.HF_HUB_OFFLINE:
+        return FourdfyError(
+            f"{name} is not in the local cache, and HF_HUB_OFFLINE is set", f"HF_HUB_OFFLINE=0 fourdfy models pull {role}", ENVIRONMENT
+        )
+    if isinstance(error, GatedRepoError):
+        return FourdfyError(f"{name} wants you to accept its terms and log in", "hf auth login", ENVIRONMENT)
+    if isinstance(error, RepositoryNotFoundError):
+        return FourdfyError(f"{name} is not on the Hub, or is private", _instead(role, name), ENVIRONMENT)
+    if isinstance(error, RevisionNotFoundError):
+        return FourdfyError(f"{name.partition('@')[0]} has no such revision", _instead(role, name), ENVIRONMENT)
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return FourdfyError(f"cannot download {name}: {line}", f"fourdfy models pull {role}   (files that are whole are kept)", ENVIRONMENT)
+
+
+def _instead(role: str, wanted: str) -> str:
+    """A setting that would work: the table's id nearest to what was typed."""
+    ids = [known.id for known in TABLE if known.role == role]
+    near = difflib.get_close_matches(wanted.partition("@")[0], ids, 1, cutoff=0.0)
+    return f"--set models.{role}={near[0]}"

@@ -1,0 +1,161 @@
+"""One network from its folder: `config.json` describes it, `*.safetensors` fills it, and nothing else is read.
+
+The config is filtered by the constructor of one of a few fixed classes, so no code from a folder runs; weights load strictly, key by key
+and shape by shape. Everything wrong raises FourdfyError (exit 3). Instead of a file, weights can be drawn from a seed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderDC, AutoencoderKL, UNet2DConditionModel, UNet3DConditionModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fourdfy_cli.diffusion import mvdream
+from fourdfy_cli.errors import ENVIRONMENT, FourdfyError
+
+UNETS = {"UNet2DConditionModel": UNet2DConditionModel, "UNet3DConditionModel": UNet3DConditionModel}
+VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC}
+OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}  # AutoencoderKL files before 2023
+STEM = "diffusion_pytorch_model"
+
+
+def network(
+    folder: Path,
+    classes: Mapping[str, type[nn.Module]],
+    device: torch.device | str,
+    dtype: torch.dtype,
+    seed: int | None = None,
+    camera: Path | None = None,
+) -> nn.Module:
+    """A frozen network with the weights of its file, or with a `seed`, drawn on the device itself; `camera` is a folder that holds the
+    camera embedding apart."""
+    model = empty(folder, classes, camera is not None)
+    if seed is not None:
+        draw(model, seed, device, dtype)
+    else:
+        path = weights_file(folder, STEM, dtype)
+        state = stock_names(model, read_weights(path), path)
+        if camera is not None:
+            state |= {f"class_embedding.{key}": value for key, value in read_weights(weights_file(camera, STEM, dtype)).items()}
+        fill(model, {key: value.to(dtype) for key, value in state.items()}, path)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def empty(folder: Path, classes: Mapping[str, type[nn.Module]], camera: bool = False) -> nn.Module:
+    """The network that a folder's config.json describes, without storage (on the meta device); with `camera`, and a camera embedding."""
+    path = folder / "config.json"
+    return described(read_json(path) | (mvdream.CAMERA_EMBEDDING if camera else {}), classes, path)
+
+
+def described(config: Mapping[str, Any], classes: Mapping[str, type[nn.Module]], path: Path | str) -> nn.Module:
+    """The network that a config describes, without storage; `path` is where it is from. Raises FourdfyError (exit 3) if it asks for
+    another class or for code of its own, or makes no sense."""
+    if "auto_map" in config:
+        raise broken(f"{path} asks for code from its folder (auto_map), which is never run")
+    try:
+        config = mvdream.stock_config(config)
+        name = config.get("_class_name")
+        if name not in classes:
+            raise broken(f"{path}: the class {name!r} is not one of {', '.join(classes)}")
+        known = inspect.signature(classes[name].__init__).parameters
+        with torch.device("meta"):
+            return classes[name](**{key: value for key, value in config.items() if key in known and key != "self"})
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, IndexError, ZeroDivisionError) as error:
+        raise broken(f"{path} does not describe a {config.get('_class_name')}: {line(error)}") from error
+
+
+def stock_names(model: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """A file's weights under the names that diffusers uses today."""
+    if isinstance(model, AutoencoderKL):
+        return {rename(key): value for key, value in state.items()}
+    if mvdream.is_ldm(state):
+        try:
+            return mvdream.stock_state(state, model.state_dict())
+        except KeyError as error:
+            raise broken(f"{path} does not fit its config.json: {error.args[0]}") from error
+    return state
+
+
+def rename(key: str) -> str:
+    """A parameter's present name for one that old AutoencoderKL files use."""
+    for old, name in OLD_NAMES.items():
+        key = key.replace(old, name)
+    return key
+
+
+def old_name(key: str) -> str:
+    """Inverse of `rename`, for what AutoencoderKL has attention in."""
+    for old, name in OLD_NAMES.items():
+        key = key.replace(name, old)
+    return key
+
+
+def fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Give a model its weights, every key and shape as it should be; raises FourdfyError (exit 3)."""
+    try:
+        model.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[1:] or [str(error)]
+        raise broken(f"{path} does not fit its config.json: {detail[0].strip()[:200]}") from error
+
+
+def draw(model: nn.Module, seed: int, device: torch.device | str, dtype: torch.dtype) -> None:
+    """Give a model weights ~ N(0, 1 / inputs), scales 1 and shifts 0, so that activations keep their size; drawn on the device itself."""
+    generator = torch.Generator(device).manual_seed(seed)
+    state = {}
+    for name, parameter in model.state_dict().items():
+        drawn = torch.empty(parameter.shape, device=device, dtype=dtype)
+        if parameter.dim() > 1:
+            state[name] = drawn.normal_(0, 1 / math.sqrt(parameter[0].numel()), generator=generator)
+        else:
+            state[name] = drawn.fill_(1.0 if name.endswith("weight") else 0.0)
+    model.load_state_dict(state, strict=True, assign=True)
+
+
+def weights_file(folder: Path, stem: str, dtype: torch.dtype) -> Path:
+    """The safetensors file of a network: the half-precision one first if half precision is asked for."""
+    names = [f"{stem}.safetensors", f"{stem}.fp16.safetensors"]
+    for name in names if dtype in (torch.float32, torch.float64) else names[::-1]:
+        if (folder / name).is_file():
+            return folder / name
+    if pickled := next(iter(sorted([*folder.glob("*.bin"), *folder.glob("*.ckpt"), *folder.glob("*.pt")])), None):
+        hint = f"fourdfy models convert {pickled} --trust"
+        raise FourdfyError(f"{folder} holds no {names[0]}, only a pickle, which is not read", hint, ENVIRONMENT)
+    raise broken(f"{folder} holds no {names[0]}")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise broken(f"{path} is damaged: {line(error)}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise broken(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise broken(f"{path} is not JSON: {line(error)}") from error
+    if not isinstance(values, dict):
+        raise broken(f"{path} is not a JSON object")
+    return values
+
+
+def broken(message: str) -> FourdfyError:
+    return FourdfyError(message, "fourdfy models verify", ENVIRONMENT)
+
+
+def line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

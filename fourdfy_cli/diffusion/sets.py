@@ -1,0 +1,177 @@
+"""Which models a recipe means: the sets "paper", "nano" and "random", and a folder or Hub id for any role instead.
+
+All sets go through one loader. The random set has the structure of the paper's models and weights that mean nothing: at full size only
+config.json files are written and the weights are drawn on the device; at size "tiny" everything is written as it is published, half
+precision, old parameter names and all. Both are made anew in each process, from fixed seeds.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from fourdfy_cli.config import Models, Vsd
+from fourdfy_cli.diffusion import hub, mvdream, network, sizes, table, text
+from fourdfy_cli.diffusion.models import NANO, ModelSpec
+from fourdfy_cli.errors import USAGE, FourdfyError
+
+SETS = ("paper", "nano", "random")
+
+
+def specs(models: Models, roles: Iterable[str]) -> dict[str, ModelSpec]:
+    """The model for each role ("multiview", "image", "lora", "video"); what is not on this machine is fetched (hub.py).
+
+    Raises FourdfyError: exit 2 for a set or size that does not exist, exit 3 for a model that cannot be had.
+    """
+    own = _own(models)
+    return {role: located(role, named) if (named := getattr(models, role)) else own.get(role) or located(role) for role in roles}
+
+
+def roles(branches: Iterable[str], vsd: Vsd) -> tuple[str, ...]:
+    """The roles that the guidances of `branches` need: theirs, and the twin's unless the image model is its base."""
+    branches = tuple(branches)
+    return (*branches, "lora") if "image" in branches and not vsd.share_base else branches
+
+
+def _own(models: Models) -> dict[str, ModelSpec]:
+    """What a set brings along without files to fetch; the nano twin starts from the nano image model."""
+    if models.set not in SETS:
+        raise FourdfyError(f"there is no model set {models.set!r} (there are {', '.join(SETS)})", "--models nano", USAGE)
+    if models.set == "nano":
+        return NANO | {"lora": replace(NANO["image"], role="lora")}
+    return random_set(models.size) if models.set == "random" else {}
+
+
+def located(role: str, named: str = "") -> ModelSpec:
+    """A model of the table, or the folder or Hub id[@revision] `named`, on this machine's disk; raises FourdfyError (exit 3)."""
+    folder, row = hub.locate(role, named), hub.described(role, named)
+    known = {} if row is None else {"licence": row.licence, "prediction": row.prediction}
+    return ModelSpec(role, str(folder), revision=revision(folder), **known)
+
+
+def revision(folder: Path) -> str:
+    """What stands for a folder's content: the commit of a snapshot in the Hub's cache, else size and time of its text encoder's files."""
+    if folder.parent.name == "snapshots":
+        return folder.name
+    files = sorted((folder / "text_encoder").glob("*.safetensors"))
+    return " ".join(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files)
+
+
+def random_set(size: str) -> dict[str, ModelSpec]:
+    """The random set; its folder goes when the process ends. Raises FourdfyError (exit 2) for a size that is not "full" or "tiny"."""
+    if size not in sizes.SIZES:
+        raise FourdfyError(f"the random models come in sizes {' and '.join(sizes.SIZES)}, not {size!r}", "--size tiny", USAGE)
+    root = Path(_made(size).name)
+    licence = "none needed"
+    return {
+        role: ModelSpec(role, str(root / role), licence=licence, seed=seed if size == "full" else None)
+        for seed, role in enumerate(sizes.ROLES)
+    }
+
+
+@functools.cache
+def _made(size: str) -> tempfile.TemporaryDirectory:
+    """The random set's folder in this process."""
+    made = tempfile.TemporaryDirectory(prefix="fourdfy-random-")
+    vocabulary = clip_vocabulary()
+    for seed, role in enumerate(sizes.ROLES):
+        folder, parts = Path(made.name) / role, sizes.configs(role, size)
+        for part in table.PARTS[role]:
+            if part == "tokenizer":
+                write_tokenizer(folder / part, *vocabulary)
+            else:
+                write_json(folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json"), parts[part])
+            if size == "tiny" and part in WRITERS:
+                WRITERS[part](folder / part, seed)
+    return made
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2), encoding="utf-8")
+
+
+def write_unet(folder: Path, seed: int) -> None:
+    """Random weights for a UNet's config.json; MVDream's as ashawkey publishes it, the others as Stability AI and cerspense did."""
+    state = network.network(folder, network.UNETS, "cpu", torch.float16, seed).state_dict()
+    if network.read_json(folder / "config.json")["_class_name"] in mvdream.LDM_CLASSES:
+        names = mvdream.ldm_names(state)
+        save_file({names[key]: value for key, value in state.items()}, folder / f"{network.STEM}.safetensors")
+    else:
+        save_file(state, folder / f"{network.STEM}.fp16.safetensors")
+
+
+def write_vae(folder: Path, seed: int) -> None:
+    """Random weights for an autoencoder's config.json, under the names of before 2023."""
+    state = network.network(folder, network.VAES, "cpu", torch.float16, seed).state_dict()
+    save_file({network.old_name(key): value for key, value in state.items()}, folder / f"{network.STEM}.fp16.safetensors")
+
+
+def write_text_encoder(folder: Path, seed: int) -> None:
+    """Random weights for a text encoder's config.json, under the names of before 2024 and with the positions once counted as one."""
+    state = text.load_encoder(folder, "cpu", seed).half().state_dict()
+    named = {text.PREFIX + key.removeprefix(text.PREFIX): value for key, value in state.items()}
+    save_file(named | {text.PREFIX + text.BUFFER: torch.arange(77)[None]}, folder / "model.fp16.safetensors")
+
+
+WRITERS = {"unet": write_unet, "vae": write_vae, "text_encoder": write_text_encoder}
+
+
+def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """CLIP's real tokens and merges, from open_clip's copy of them."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    theirs = SimpleTokenizer()
+    tokens = {
+        token.replace("<start_of_text>", "<|startoftext|>").replace("<end_of_text>", "<|endoftext|>"): i
+        for token, i in theirs.encoder.items()
+    }
+    return tokens, list(theirs.bpe_ranks)
+
+
+def write_tokenizer(folder: Path, tokens: dict[str, int], merges: list[tuple[str, str]]) -> None:
+    """A CLIP tokenizer as Stable Diffusion 2 publishes it: 77 tokens, padded with token 0, "!"."""
+    write_json(folder / "vocab.json", tokens)
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "!"}
+    write_json(folder / "special_tokens_map.json", special)
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special})
+
+
+def weight_bytes(models: Models, roles: Iterable[str], dtype_bytes: int = 2) -> dict[str, int]:
+    """Bytes of each role's networks (UNet and autoencoder; of "lora" the UNet alone) at `dtype_bytes` a number, counted on the meta
+    device. A model that is not on this machine counts as the paper's; nothing is fetched."""
+    return {role: dtype_bytes * sum(counts(models, role).values()) for role in roles}
+
+
+@functools.cache
+def counts(models: Models, role: str) -> dict[str, int]:
+    """Numbers in a role's UNet and, but for the twin's, which it shares, in its autoencoder."""
+    parts = {"unet": network.UNETS} if role == "lora" else {"unet": network.UNETS, "vae": network.VAES}
+    folders = _folders(models, role)
+    found = {}
+    for part, classes in parts.items():
+        if folders is not None:
+            made = network.empty(folders.folder(part), classes)
+        else:
+            size = models.size if models.set == "random" else "full"
+            made = network.described(sizes.configs(role, size)[part], classes, part)
+        found[part] = sum(parameter.numel() for parameter in made.parameters())
+    return found
+
+
+def _folders(models: Models, role: str) -> ModelSpec | None:
+    """Where a role's config.json files are on this machine, if they are."""
+    named = getattr(models, role)
+    if not named and models.set != "paper":
+        return _own(models)[role] if models.set == "nano" else None
+    folder = hub.cached(role, named)
+    return None if folder is None else ModelSpec(role, str(folder))

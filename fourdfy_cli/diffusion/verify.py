@@ -1,0 +1,84 @@
+"""Are a model's files what they should be: whole, and with the checksum that the Hub or `models convert` gave them.
+
+The Hub's cache names a file by its checksum: sha256 for large files, git's sha1 for small ones. A converted folder lists its own in
+`sha256.json`. Other folders have no checksums; there only a safetensors file's length can be checked against its header.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+LOCK = "sha256.json"
+HEADER = 100_000_000  # bytes; the longest header that the format allows
+
+
+class Check(NamedTuple):
+    """A file's verdict: "ok", "damaged" (another checksum), "truncated", or "unknown" (nothing to compare with)."""
+
+    path: Path
+    verdict: str
+
+
+def verify(folder: Path, names: list[str]) -> Iterator[Check]:
+    """The verdict on each file, one after the other as they are read; `names` are paths inside the folder."""
+    for name in names:
+        yield Check(folder / name, verdict(folder, name))
+
+
+def verdict(folder: Path, name: str) -> str:
+    path = folder / name
+    if path.suffix == ".safetensors" and not is_whole(path):
+        return "truncated"
+    expected = checksum_wanted(folder, name)
+    if expected is None:
+        return "unknown"
+    return "ok" if checksum(path, "sha256" if len(expected) == 64 else "git") == expected else "damaged"
+
+
+def checksum_wanted(folder: Path, name: str) -> str | None:
+    """What a file's checksum should be: the name of the cached file that the snapshot links to, or the converter's own list."""
+    path = folder / name
+    if path.is_symlink():
+        target = Path(os.readlink(path))  # one step only: the file it names may itself be a link into a store with other names
+        return target.name if target.parent.name == "blobs" and len(target.name) in (40, 64) else None
+    lock = folder / LOCK
+    return json.loads(lock.read_text(encoding="utf-8")).get(name) if lock.is_file() else None
+
+
+def checksum(path: Path, kind: str) -> str:
+    """sha256, or the sha1 that git gives a file ("git"), in hexadecimal."""
+    digest = hashlib.sha256() if kind == "sha256" else hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a safetensors file is as long as its header says: 8 bytes of length, that much JSON, then the tensors.
+
+    The format: https://github.com/huggingface/safetensors#format.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(size, HEADER):
+            return False
+        try:
+            header = json.loads(file.read(length))
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+            return 8 + length + max(ends, default=0) == size
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            return False
+
+
+def write_lock(folder: Path) -> None:
+    """List the sha256 of every file in a folder in its `sha256.json`."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    sums = {path.relative_to(folder).as_posix(): checksum(path, "sha256") for path in paths}
+    (folder / LOCK).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,111 @@
+"""Text encoding from a folder, and which words a camera is shown."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from reference_guidance import save_models
+from safetensors.torch import load_file, save_file
+
+from fourdfy_cli.diffusion import text
+from fourdfy_cli.diffusion.models import ModelSpec
+from fourdfy_cli.diffusion.text import Texts, view_word
+from fourdfy_cli.errors import FourdfyError
+from fourdfy_cli.nano import networks
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelSpec]:
+    return save_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def copied(specs: dict[str, ModelSpec], tmp_path: Path) -> ModelSpec:
+    """The image model in a folder of its own, to be damaged."""
+    shutil.copytree(specs["image"].source, tmp_path / "models")
+    return replace(specs["image"], source=str(tmp_path / "models"))
+
+
+def test_text_is_the_last_hidden_state(specs: dict[str, ModelSpec]) -> None:
+    folder = Path(specs["image"].source)
+    prompts = ["a red dog jumping", "", "a red dog jumping, front view"]
+    ours = text.encode(specs["image"], prompts, CPU)
+    assert ours.shape == (3, networks.TEXT_LENGTH, networks.TEXT_WIDTH)
+    tokens = networks.tokenizer(folder.parent / "again")
+    torch.manual_seed(0)
+    encoder = networks.text_encoder(tokens)
+    encoder.load_state_dict(load_file(folder / "text_encoder" / "model.safetensors"))
+    with torch.no_grad():
+        theirs = encoder.eval()(networks.token_ids(tokens, prompts)).last_hidden_state
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(ours[0], ours[2], atol=1e-2)
+
+
+def test_text_weights_of_older_files(copied: ModelSpec) -> None:
+    before = text.encode(copied, ["a red dog"], CPU)
+    path = Path(copied.source) / "text_encoder" / "model.safetensors"
+    state = {"text_model." + key: value for key, value in load_file(path).items()}
+    state["text_model.embeddings.position_ids"] = torch.arange(networks.TEXT_LENGTH)[None]
+    save_file(state, path)
+    assert torch.equal(text.encode(copied, ["a red dog"], CPU), before)
+
+
+@pytest.mark.parametrize("name", ["tokenizer/vocab.json", "text_encoder/model.safetensors", "text_encoder/config.json"])
+def test_text_without_a_file(copied: ModelSpec, name: str) -> None:
+    (Path(copied.source) / name).unlink()
+    with pytest.raises(FourdfyError) as caught:
+        text.encode(copied, ["a red dog"], CPU)
+    assert caught.value.code == 3
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": "wide"}, {"num_attention_heads": 7}, {"architectures": ["Mine"]}, {"hidden_size": 32}])
+def test_text_encoder_that_is_wrong(copied: ModelSpec, change: dict) -> None:
+    path = Path(copied.source) / "text_encoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(FourdfyError, match="does not describe|does not fit|Mine") as caught:
+        text.encode(copied, ["a red dog"], CPU)
+    assert caught.value.code == 3
+
+
+def test_tokenizer_of_another_model(copied: ModelSpec) -> None:
+    path = Path(copied.source) / "text_encoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 8}))
+    with pytest.raises(FourdfyError, match="is not the tokenizer of"):
+        text.encode(replace(copied, seed=0), ["a red dog"], CPU)
+
+
+def test_drawn_encoder_is_the_same_each_time(copied: ModelSpec) -> None:
+    (Path(copied.source) / "text_encoder" / "model.safetensors").unlink()
+    one, again, other = (text.encode(replace(copied, seed=seed), ["a red dog", "a cube"], CPU) for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert not torch.allclose(one[0], one[1], atol=1e-2)
+    assert not torch.allclose(one[0, 0], one[0, -1], atol=1e-2)  # positions count
+
+
+@pytest.mark.parametrize(
+    "azimuth, words",
+    [
+        *((azimuth, "front") for azimuth in (0, 44.9, -44.9, 359, 720)),
+        *((azimuth, "side") for azimuth in (45, 90, 150, -45, -150)),
+        *((azimuth, "back") for azimuth in (150.1, -179, 180)),
+    ],
+)
+def test_view_words(azimuth: float, words: str) -> None:
+    assert view_word(float(azimuth), 45.0, 30.0) == f"{words} view"
+
+
+def test_texts_by_camera() -> None:
+    names = ["a cube", "a cube, front view", "a cube, side view", "a cube, back view", ""]
+    texts = Texts("a cube", {name: torch.full((2, 3), float(i)) for i, name in enumerate(names)})
+    azimuth = torch.tensor([0.1, torch.pi / 2, torch.pi, -torch.pi / 2])
+    assert texts.facing(azimuth, (45.0, 45.0))[:, 0, 0].tolist() == [1, 2, 3, 2]
+    assert texts.facing(azimuth, None)[:, 0, 0].tolist() == [0, 0, 0, 0]
+    assert texts[""].shape == (1, 2, 3)

@@ -1,0 +1,85 @@
+"""Embeddings on disk: found again, never mixed up, and never a reason to fail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from reference_guidance import save_models
+
+from fourdfy_cli.diffusion import textcache
+from fourdfy_cli.diffusion.models import ModelSpec
+from fourdfy_cli.errors import FourdfyError
+
+WORDS = ["a red dog", ""]
+
+
+@pytest.fixture
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
+    monkeypatch.setenv("FOURDFY_CACHE", str(tmp_path / "cache"))
+    return replace(save_models(tmp_path / "models")["image"], revision="one")
+
+
+def lose_encoder(spec: ModelSpec) -> None:
+    (spec.folder("text_encoder") / "model.safetensors").unlink()
+
+
+def kept() -> list[Path]:
+    return sorted(textcache.folder().glob("*"))
+
+
+def test_second_time_needs_no_encoder(spec: ModelSpec) -> None:
+    first = textcache.embed(spec, WORDS, "cpu")
+    assert list(first) == WORDS
+    assert [path.suffix for path in kept()] == [".safetensors"] * 2
+    lose_encoder(spec)
+    again = textcache.embed(spec, WORDS[::-1], "cpu")
+    assert list(again) == WORDS[::-1]
+    assert all(torch.equal(again[words], first[words]) for words in WORDS)
+    with pytest.raises(FourdfyError):
+        textcache.embed(spec, [*WORDS, "a cube"], "cpu")
+
+
+def test_another_model_or_revision_is_another_entry(spec: ModelSpec) -> None:
+    textcache.embed(spec, WORDS, "cpu")
+    lose_encoder(spec)
+    for other in (replace(spec, revision="two"), replace(spec, text_encoder="text_encoder/../text_encoder"), replace(spec, revision="")):
+        with pytest.raises(FourdfyError):
+            textcache.embed(other, WORDS, "cpu")
+
+
+def test_models_without_a_revision_are_not_kept(spec: ModelSpec) -> None:
+    textcache.embed(replace(spec, revision=""), WORDS, "cpu")
+    assert not textcache.folder().exists()
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"nonsense", None, textcache.save({"other": torch.zeros(2)}), textcache.save({"embedding": torch.ones(3)})]
+)
+def test_damaged_file_is_made_again(spec: ModelSpec, damage: bytes | None) -> None:
+    first = textcache.embed(spec, WORDS, "cpu")
+    for path in kept():
+        path.write_bytes(path.read_bytes()[:-100] if damage is None else damage)
+    again = textcache.embed(spec, WORDS, "cpu")
+    assert all(torch.equal(again[words], first[words]) for words in WORDS)
+    lose_encoder(spec)
+    assert torch.equal(textcache.embed(spec, WORDS, "cpu")[""], first[""])
+
+
+def test_folder_that_cannot_be_written(spec: ModelSpec, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    assert textcache.embed(spec, WORDS, "cpu")[""].dim() == 2
+    assert (tmp_path / "cache").read_text().startswith("a file")
+
+
+def test_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FOURDFY_CACHE", str(tmp_path / "a"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
+    monkeypatch.setenv("HOME", str(tmp_path / "c"))
+    assert textcache.folder() == tmp_path / "a" / "text"
+    monkeypatch.delenv("FOURDFY_CACHE")
+    assert textcache.folder() == tmp_path / "b" / "fourdfy" / "text"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert textcache.folder() == tmp_path / "c" / ".cache" / "fourdfy" / "text"
