@@ -87,10 +87,10 @@ class Run(Common):
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """A Typer command from a function one of whose parameters is a dataclass of options: each field becomes an option."""
-    hints = typing.get_type_hints(command, include_extras=True)
+    hints = _hints(command)
     name, group = next((name, hint) for name, hint in hints.items() if dataclasses.is_dataclass(hint))
     own = [p.replace(annotation=hints[p.name]) for p in inspect.signature(command).parameters.values() if p.name != name]
-    kinds = typing.get_type_hints(group, include_extras=True) | {"context": typer.Context}
+    kinds = _hints(group) | {"context": typer.Context}
     shared = [
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=_default(f), annotation=kinds[f.name])
         for f in dataclasses.fields(group)
@@ -106,6 +106,15 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     typed.__annotations__ = {p.name: p.annotation for p in keyword + shared}
     del typed.__wrapped__  # or Typer would read the dataclass's own annotation
     return typed
+
+
+def _hints(thing: Any) -> dict[str, Any]:
+    """Annotations by name; without the Optional that Python 3.10 puts around those of arguments whose default is None."""
+    found = {}
+    for name, hint in typing.get_type_hints(thing, include_extras=True).items():
+        inner = [part for part in typing.get_args(hint) if typing.get_origin(part) is Annotated]
+        found[name] = inner[0] if typing.get_origin(hint) is typing.Union and inner else hint
+    return found
 
 
 def _default(option: dataclasses.Field) -> Any:
