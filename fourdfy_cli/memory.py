@@ -92,8 +92,9 @@ def step_bytes(recipe: Recipe, number: int, branch: str, chunks: Chunks, counts:
     vae = 2 * math.sqrt(counts["vae"] / FULL["vae"]) * AUTOENCODER * math.prod(score.size) * min(chunks.frames or views, views)
     rays = views * math.prod(look.size)
     ray = RAY * recipe.march.samples / 512 * channels(recipe.field.static) / 32
-    render = ray * min(chunks.rays or rays, rays)
-    return render + max(unet, twin, vae) if render == ray * rays else max(render, unet, twin, vae)
+    if chunks.rays is None or chunks.rays >= rays:
+        return ray * rays + max(unet, twin, vae)
+    return max(ray * chunks.rays, unet, twin, vae)
 
 
 def channels(grid: Grid) -> int:

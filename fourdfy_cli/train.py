@@ -203,7 +203,8 @@ def build_guidances(current: Run) -> dict[str, Guidance]:
     branches = tuple(current.recipe.stage(current.stage).chances())
     specs = sets.specs(current.recipe.models, sets.roles(branches, current.recipe.vsd))
     dtype = torch.float32 if current.device == "cpu" else torch.float16
-    guidances = build(current.recipe, current.text, specs, current.device, dtype, branches, current.seed)
+    place = "cpu" if memory.LADDER[current.rung].park else current.device  # hybrid.make_room fetches what a step needs
+    guidances = build(current.recipe, current.text, specs, place, dtype, branches, current.seed)
     if "image" in guidances and current.lora:
         load_lora_state(guidances["image"].lora_unet, current.lora)
     return guidances

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fourdfy_cli import render
+from fourdfy_cli.diffusion import hub
 from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
 from fourdfy_cli.runfolder import write_json
 from fourdfy_cli.scene.cameras import mav3d
@@ -52,11 +53,14 @@ class Clip:
 
 
 def load_clip(name: str) -> Clip:
-    """ "nano", "local-dir:DIR", or "ViT-B-32" (OpenAI's weights, from the Hub cache or downloaded).
+    """ "nano", "local-dir:DIR", "ViT-B-32" (OpenAI's weights as the model table pins them) or another of open_clip's names, with
+    OpenAI's weights.
 
     Raises FourdfyError: exit 2 for an unknown name, 3 for weights that cannot be had.
     """
-    source = f"local-dir:{NANO_CLIP}" if name == "nano" else name
+    source = name
+    if name in ("nano", "ViT-B-32"):
+        source = f"local-dir:{NANO_CLIP if name == 'nano' else hub.locate('clip')}"
     pretrained = None if source.startswith("local-dir:") else "openai"
     if pretrained and source not in open_clip.list_models():
         raise FourdfyError(
