@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-import fourdfy_cli
 from fourdfy_cli import doctor
 from fourdfy_cli.cli import main
 from fourdfy_cli.diffusion.table import ROLES
@@ -85,7 +84,7 @@ def test_versions_compare_as_numbers(version: str, numbers: tuple[int, ...]):
 
 def test_packages_are_those_that_are_installed_with_this_one():
     """The list here says what pyproject.toml says."""
-    text = (Path(fourdfy_cli.__file__).parents[1] / "pyproject.toml").read_text()
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     wanted = dict(re.findall(r'^    "([\w-]+)([^"]*)",$', text[text.index("\ndependencies") :], re.MULTILINE))
     for name, least in doctor.PACKAGES.values():
         assert wanted[name] == (f">={least}" if least else ""), name

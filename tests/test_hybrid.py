@@ -103,23 +103,26 @@ class Probe(Here):
         return Pull(rgb - 0.3, 0.5 * (rgb - 0.3).square().sum().item())
 
 
+@pytest.mark.parametrize("always", [False, True], ids=["dynamic on video steps", "dynamic always"])
 @pytest.mark.parametrize("branch, coins", [("multiview", (1.0, 0.0)), ("image", (0.0, 1.0)), ("video", (0.0, 0.0))])
-def test_a_step_leaves_the_gradient_of_the_whole_loss(tiny, branch, coins):
-    stage = dataclasses.replace(tiny.stage3, p_3d=coins[0], p_image=coins[1], sparsity=constant(0.7), opaque=constant(0.4))
+def test_a_step_leaves_the_gradient_of_the_whole_loss(tiny, branch, coins, always):
+    chances = {"p_3d": coins[0], "p_image": coins[1], "dynamic_always": always}
+    stage = dataclasses.replace(tiny.stage3, **chances, sparsity=constant(0.7), opaque=constant(0.4))
     recipe = dataclasses.replace(tiny, stage3=stage)
     moment, scene, twin = Moment(recipe, 0, 3, 0), scene_of(recipe), scene_of(recipe)
     hybrid.look_around(scene, moment)
     outcome = hybrid.step(scene, {branch: Probe()}, moment)
     assert outcome.branch == branch
     twin.load_state_dict(scene.state_dict())
-    twin.field.dynamic.requires_grad_(branch == "video")
+    learns = always or branch == "video"
+    twin.field.dynamic.requires_grad_(learns)
     shot = draw_shot(branch, moment)
     frames = render(twin, shot, stage.blob.at(0), hybrid.draw_backdrop(moment), moment.generator("jitter"), train=True, alpha=stage.alpha)
     p = frames.opacity.clamp(1e-3, 1 - 1e-3)
     whole = 0.5 * (frames.rgb - 0.3).square().sum()
     whole = whole + 0.7 * (frames.opacity**2 + 0.01).sqrt().mean() + 0.4 * F.binary_cross_entropy(p, p.detach() * 0 + p)
     whole.backward()
-    assert (scene.field.dynamic.table.grad is not None) == (branch == "video")
+    assert (scene.field.dynamic.table.grad is not None) == learns
     for (name, ours), theirs in zip(scene.field.named_parameters(), twin.field.parameters(), strict=True):
         if ours.grad is not None:
             scale = theirs.grad.abs().max().clamp_min(1e-12)

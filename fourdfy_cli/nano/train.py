@@ -152,7 +152,10 @@ def assemble(sources: list[Path], weights: Path) -> None:
     for name, kind in zip(FOLDERS, classes, strict=True):
         found = next((s / name for s in sources if (s / name).is_dir()), None)
         if found is not None:
-            kind.from_pretrained(found).half().save_pretrained(weights / name)
+            model = kind.from_pretrained(found).half()
+            if kind is not CLIPTextModel:
+                model.register_to_config(_name_or_path=name)  # not the folder it was trained in
+            model.save_pretrained(weights / name)
     for name in ("tokenizer", "scheduler", "clip"):
         found = next((s / name for s in sources if (s / name).is_dir()), None)
         if found is not None:
