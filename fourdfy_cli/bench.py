@@ -17,16 +17,13 @@ import torch
 
 from fourdfy_cli import hybrid, memory
 from fourdfy_cli.config import Recipe, Shots, constant
-from fourdfy_cli.diffusion import sets
-from fourdfy_cli.diffusion.lora import trainable
 from fourdfy_cli.diffusion.models import Diffusion
-from fourdfy_cli.guidance.build import build
 from fourdfy_cli.guidance.pull import Guidance
 from fourdfy_cli.hybrid import Moment
 from fourdfy_cli.memory import LADDER, Chunks, Machine, PeakMemory
 from fourdfy_cli.plan import projected
 from fourdfy_cli.scene.scene import Scene
-from fourdfy_cli.train import parameter_groups
+from fourdfy_cli.train import load_guidances, make_optimizer
 
 LONG = 10**6  # steps of a bench's stage, so that a few of them all look alike
 
@@ -96,18 +93,15 @@ class Stand:
         return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
-def stand(recipe: Recipe, stage: int, prompt: str, device: torch.device) -> Stand:
-    """What a run would have in memory in this stage, networks included; raises FourdfyError (exit 2, 3) as `sets.specs` and `build`."""
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    branches = tuple(recipe.stage(stage).chances())
-    guidances = build(recipe, prompt, sets.specs(recipe.models, sets.roles(branches, recipe.vsd)), device, dtype, branches)
+def stand(recipe: Recipe, stage: int, prompt: str, device: torch.device, rung: int = 0) -> Stand:
+    """What a run on that rung would have in memory in this stage, networks included; raises FourdfyError as `train.load_guidances`."""
+    guidances = load_guidances(recipe, stage, prompt, str(device), rung, 0)
     scene = Scene(recipe.field, recipe.background, recipe.march, 0).to(device)
-    lora = [p for _, p in trainable(guidances["image"].lora_unet)] if "image" in guidances else []
-    optimizer = torch.optim.AdamW(parameter_groups(scene, recipe.stage(stage), lora), weight_decay=recipe.weight_decay)
+    optimizer = make_optimizer(scene, recipe, stage, guidances)
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     made = Stand(recipe, stage, scene, guidances, optimizer, device)
-    hybrid.look_around(scene, made.moment(branches[0], 0))
+    hybrid.look_around(scene, made.moment(next(iter(guidances)), 0))
     return made
 
 
@@ -130,8 +124,8 @@ def measure(recipe: Recipe, prompt: str, device: torch.device, steps: int, vram:
     """
     gigabytes = Machine(str(device), vram).gigabytes()
     for stage in (1, 2, 3):
-        here = stand(recipe, stage, prompt, device)
         rung = 0 if gigabytes is None else memory.choose(recipe, stage, gigabytes)
+        here = stand(recipe, stage, prompt, device, rung)
         for branch in recipe.stage(stage).chances():
             for pictures, part, first in looks(recipe, stage, branch):
                 rung, peak, own = fitting(here, branch, first, rung)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -100,10 +99,11 @@ def projected(recipe: Recipe, rows: Iterable[Mapping[str, Any]]) -> dict[int, fl
     return found
 
 
-def cache_folder() -> Path:
-    """Where this package keeps what it may compute again: $FOURDFY_CACHE, $XDG_CACHE_HOME/fourdfy or ~/.cache/fourdfy."""
-    own, shared = os.environ.get("FOURDFY_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    return Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "fourdfy"
+def bench_file() -> Path:
+    """Where `remember` keeps what was measured."""
+    from fourdfy_cli.diffusion.textcache import cache_folder
+
+    return cache_folder() / "bench.json"
 
 
 def bench_key(recipe: Recipe) -> str:
@@ -115,7 +115,7 @@ def bench_key(recipe: Recipe) -> str:
 
 def measured(recipe: Recipe) -> dict[str, Any] | None:
     """What `fourdfy bench` last measured for such a recipe: its device, date and rows."""
-    entry = (read_json(cache_folder() / "bench.json") or {}).get(bench_key(recipe))
+    entry = (read_json(bench_file()) or {}).get(bench_key(recipe))
     if not isinstance(entry, dict) or not {"device", "date", "rows"} <= set(entry) or not isinstance(entry["rows"], list):
         return None
     return entry if all(isinstance(row, dict) and set(row) >= MEASURED for row in entry["rows"]) else None
@@ -123,7 +123,7 @@ def measured(recipe: Recipe) -> dict[str, Any] | None:
 
 def remember(recipe: Recipe, entry: dict[str, Any]) -> Path | None:
     """Keep a bench's device, date and rows for `measured`; the file, or None where nothing can be written."""
-    path = cache_folder() / "bench.json"
+    path = bench_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, (read_json(path) or {}) | {bench_key(recipe): entry})

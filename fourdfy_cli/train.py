@@ -124,13 +124,13 @@ def run(
 def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: StopSignals) -> None:
     """One stage from wherever the run stands to its end, with previews, metrics and checkpoints on the way."""
     stage = current.recipe.stage(current.stage)
-    current.rung = 0 if current.vram is None else memory.choose(current.recipe, current.stage, current.vram)
+    if current.vram is not None:
+        current.rung = max(current.rung, memory.choose(current.recipe, current.stage, current.vram))
     write_about(current, "running")
-    guidances = build_guidances(current)
-    lora = [p for _, p in trainable(guidances["image"].lora_unet)] if "image" in guidances else []
-    optimizer = torch.optim.AdamW(
-        parameter_groups(current.scene, stage, lora), betas=(0.9, 0.99), eps=1e-15, weight_decay=current.recipe.weight_decay
-    )
+    guidances = load_guidances(current.recipe, current.stage, current.text, current.device, current.rung, current.seed)
+    if "image" in guidances and current.lora:
+        load_lora_state(guidances["image"].lora_unet, current.lora)
+    optimizer = make_optimizer(current.scene, current.recipe, current.stage, guidances)
     if current.optimizer_state is not None:
         optimizer.load_state_dict(current.optimizer_state)
     metrics = Metrics(current.folder / "metrics.jsonl", current.stage, current.step)
@@ -152,6 +152,7 @@ def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: St
                 "step": current.step - 1,
                 "branch": outcome.branch,
                 **outcome.losses,
+                "rung": current.rung,
                 "seconds": round(pace.elapsed, 2),
             }
         )
@@ -198,16 +199,21 @@ def preview(current: Run) -> Path:
     return render.preview(current.scene, current.recipe, path, times=4 if current.recipe.stage(current.stage).moving else 1)
 
 
-def build_guidances(current: Run) -> dict[str, Guidance]:
-    """The guidances this stage draws, with the LoRA as it stands."""
-    branches = tuple(current.recipe.stage(current.stage).chances())
-    specs = sets.specs(current.recipe.models, sets.roles(branches, current.recipe.vsd))
-    dtype = torch.float32 if current.device == "cpu" else torch.float16
-    place = "cpu" if memory.LADDER[current.rung].park else current.device  # hybrid.make_room fetches what a step needs
-    guidances = build(current.recipe, current.text, specs, place, dtype, branches, current.seed)
-    if "image" in guidances and current.lora:
-        load_lora_state(guidances["image"].lora_unet, current.lora)
-    return guidances
+def load_guidances(recipe: Recipe, stage: int, prompt: str, device: str, rung: int, seed: int) -> dict[str, Guidance]:
+    """The guidances that a stage draws, in half precision if on a GPU; on a rung that parks networks they start on the CPU
+    (hybrid.make_room fetches what a step needs). Raises FourdfyError (exit 2, 3) as `sets.specs` and `build`."""
+    branches = tuple(recipe.stage(stage).chances())
+    specs = sets.specs(recipe.models, sets.roles(branches, recipe.vsd))
+    dtype = torch.float32 if device == "cpu" else torch.float16
+    return build(recipe, prompt, specs, "cpu" if memory.LADDER[rung].park else device, dtype, branches, seed)
+
+
+def make_optimizer(scene: Scene, recipe: Recipe, stage: int, guidances: dict[str, Guidance]) -> torch.optim.AdamW:
+    """AdamW over what a stage trains, LoRA included; betas and eps are the released code's."""
+    lora = [p for _, p in trainable(guidances["image"].lora_unet)] if "image" in guidances else []
+    return torch.optim.AdamW(
+        parameter_groups(scene, recipe.stage(stage), lora), betas=(0.9, 0.99), eps=1e-15, weight_decay=recipe.weight_decay
+    )
 
 
 def keep(current: Run, optimizer: torch.optim.Optimizer, guidances: dict[str, Guidance]) -> None:

@@ -1,11 +1,15 @@
-"""A recipe that runs all three stages in seconds, on the models that ship."""
+"""A recipe that runs all three stages in seconds on the models that ship, and tiny models on disk."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from reference_guidance import save_models
 
 from fourdfy_cli.config import Field, Grid, March, Recipe, Shots
+from fourdfy_cli.diffusion.models import ModelSpec
 from fourdfy_cli.presets import preset
 
 torch.set_num_threads(2)
@@ -40,6 +44,19 @@ def tiny_recipe() -> Recipe:
         march=March(samples=24, cells=8, refresh=2, warmup=4),
         preview_every=100,
     )
+
+
+@pytest.fixture(scope="session")
+def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelSpec]:
+    """A tiny random model of each role, on disk; not to be changed."""
+    return save_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def copied(specs: dict[str, ModelSpec], tmp_path: Path) -> ModelSpec:
+    """The image model in a folder of its own, to be damaged."""
+    shutil.copytree(specs["image"].source, tmp_path / "models")
+    return dataclasses.replace(specs["image"], source=str(tmp_path / "models"))
 
 
 @pytest.fixture

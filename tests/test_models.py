@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet3DConditionModel
-from reference_guidance import save_models
 from safetensors.torch import load_file, save_file
 
 from fourdfy_cli.diffusion import models, text
@@ -18,18 +16,6 @@ from fourdfy_cli.diffusion.models import NANO, Diffusion, ModelSpec
 from fourdfy_cli.errors import FourdfyError
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelSpec]:
-    return save_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def copied(specs: dict[str, ModelSpec], tmp_path: Path) -> ModelSpec:
-    """The image model in a folder of its own, to be damaged."""
-    shutil.copytree(specs["image"].source, tmp_path / "models")
-    return replace(specs["image"], source=str(tmp_path / "models"))
 
 
 def rejects(spec: ModelSpec, words: str) -> None:

@@ -13,10 +13,11 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors.torch import load_file, save_file
 
 from fourdfy_cli.config import Models
-from fourdfy_cli.diffusion import convert, models, mvdream, network, sets, sizes
+from fourdfy_cli.diffusion import models, mvdream, network, sets, sizes
 from fourdfy_cli.diffusion.models import ModelSpec
 from fourdfy_cli.errors import FourdfyError
 
+NAMELESS = {key: value for key, value in sizes.unet("multiview", "full").items() if key != "_class_name"}
 CAMERA = {f"camera_embed.{at}.{kind}": f"class_embedding.linear_{n}.{kind}" for n, at in ((1, 0), (2, 2)) for kind in ("weight", "bias")}
 
 
@@ -101,7 +102,7 @@ def test_names_and_shapes_are_those_of_the_original_code(size: str, tensors: int
 
 @pytest.mark.parametrize("name", [*mvdream.LDM_CLASSES, None])
 def test_config_as_it_is_published_or_converted(name: str | None) -> None:
-    config = convert.MVDREAM | ({} if name is None else {"_class_name": name, "_diffusers_version": "0.25.0", "use_checkpoint": False})
+    config = NAMELESS | ({} if name is None else {"_class_name": name, "_diffusers_version": "0.25.0", "use_checkpoint": False})
     unet = network.described(config, network.UNETS, "here")
     assert sum(parameter.numel() for parameter in unet.parameters()) == 867_572_164
 

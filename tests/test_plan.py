@@ -159,7 +159,7 @@ def test_a_cache_that_cannot_be_written(isolated: Path, monkeypatch: pytest.Monk
     assert plan.remember(PAPER, {}) is None
     monkeypatch.delenv("FOURDFY_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(isolated))
-    assert plan.cache_folder() == isolated / "fourdfy"
+    assert plan.bench_file() == isolated / "fourdfy" / "bench.json"
 
 
 def test_what_is_no_model(capsys: pytest.CaptureFixture[str]):

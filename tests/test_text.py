@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from reference_guidance import save_models
 from safetensors.torch import load_file, save_file
 
 from fourdfy_cli.diffusion import text
@@ -19,18 +17,6 @@ from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.nano import networks
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelSpec]:
-    return save_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def copied(specs: dict[str, ModelSpec], tmp_path: Path) -> ModelSpec:
-    """The image model in a folder of its own, to be damaged."""
-    shutil.copytree(specs["image"].source, tmp_path / "models")
-    return replace(specs["image"], source=str(tmp_path / "models"))
 
 
 def test_text_is_the_last_hidden_state(specs: dict[str, ModelSpec]) -> None:

@@ -27,7 +27,7 @@ def lose_encoder(spec: ModelSpec) -> None:
 
 
 def kept() -> list[Path]:
-    return sorted(textcache.folder().glob("*"))
+    return sorted((textcache.cache_folder() / "text").glob("*"))
 
 
 def test_second_time_needs_no_encoder(spec: ModelSpec) -> None:
@@ -52,7 +52,7 @@ def test_another_model_or_revision_is_another_entry(spec: ModelSpec) -> None:
 
 def test_models_without_a_revision_are_not_kept(spec: ModelSpec) -> None:
     textcache.embed(replace(spec, revision=""), WORDS, "cpu")
-    assert not textcache.folder().exists()
+    assert not (textcache.cache_folder() / "text").exists()
 
 
 @pytest.mark.parametrize(
@@ -78,8 +78,8 @@ def test_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FOURDFY_CACHE", str(tmp_path / "a"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
     monkeypatch.setenv("HOME", str(tmp_path / "c"))
-    assert textcache.folder() == tmp_path / "a" / "text"
+    assert textcache.cache_folder() == tmp_path / "a"
     monkeypatch.delenv("FOURDFY_CACHE")
-    assert textcache.folder() == tmp_path / "b" / "fourdfy" / "text"
+    assert textcache.cache_folder() == tmp_path / "b" / "fourdfy"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert textcache.folder() == tmp_path / "c" / ".cache" / "fourdfy" / "text"
+    assert textcache.cache_folder() == tmp_path / "c" / ".cache" / "fourdfy"

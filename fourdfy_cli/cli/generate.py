@@ -103,9 +103,10 @@ def _run(prompt: str, recipe: config.Recipe, run: options.Run, stages: tuple[int
     device = options.device(run, recipe)
     options.check_writable(run.out)
     if run.commercial:
-        from fourdfy_cli.diffusion.hub import refuse_non_commercial
+        from fourdfy_cli.diffusion import hub, sets
 
-        refuse_non_commercial(recipe.models)
+        branches = dict.fromkeys(branch for number in stages for branch in recipe.stage(number).chances())
+        hub.refuse_non_commercial(recipe.models, sets.roles(branches, recipe.vsd))
     if run.models in (None, "auto"):
         why = "a GPU is here" if recipe.models.set == "paper" else "small ones that come with this package, for CPUs"
         output.note(f"models: {recipe.models.set} ({why})")

@@ -21,7 +21,8 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fourdfy_cli.diffusion.table import PARTS
+from fourdfy_cli.diffusion import sizes
+from fourdfy_cli.diffusion.table import CAMERA_PROJECTION, LDM_PREFIXES, PARTS
 from fourdfy_cli.diffusion.verify import write_lock
 from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
 
@@ -31,33 +32,8 @@ if TYPE_CHECKING:
 PICKLES = (".pt", ".ckpt", ".pth", ".bin")
 RENAMED = {"pytorch_model": "model"}  # transformers' name of its safetensors file; diffusers keeps the stem
 KEPT = (".json", ".txt", ".safetensors")  # what a converted folder takes over as it is
-FOLDERS = (*PARTS["multiview"], "camera_proj")
-UNET_PREFIXES = ("model.diffusion_model.", "unet.")  # of an LDM checkpoint, and of its conversion by KokeCacao
+FOLDERS = (*PARTS["multiview"], CAMERA_PROJECTION)
 LDM_FIRST = "input_blocks.0.0.weight"
-MVDREAM = {  # the published configuration of the UNet, in its own class's words
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 320,
-    "attention_resolutions": [4, 2, 1],
-    "num_res_blocks": 2,
-    "channel_mult": [1, 2, 4, 4],
-    "num_head_channels": 64,
-    "transformer_depth": 1,
-    "context_dim": 1024,
-    "camera_dim": 16,
-}
-DDIM = {  # and of its noise schedule
-    "_class_name": "DDIMScheduler",
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "num_train_timesteps": 1000,
-    "steps_offset": 1,
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "prediction_type": "epsilon",
-}
 ENVIRONMENT_KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "TEMP", "OMP_NUM_THREADS", "LANG")
 
 
@@ -130,7 +106,7 @@ def safe_name(path: Path) -> str:
 def convert_file(source: Path, folder: Path) -> None:
     """One pickle: an LDM checkpoint with a camera embedding becomes MVDream's folder, else a safetensors file beside its config."""
     state = tensors(source)
-    prefix = next((prefix for prefix in (*UNET_PREFIXES, "") if prefix + LDM_FIRST in state), None)
+    prefix = next((prefix for prefix in (*LDM_PREFIXES, "") if prefix + LDM_FIRST in state), None)
     if prefix is None:
         write(state, folder / safe_name(source))
         if (source.parent / "config.json").is_file():
@@ -140,9 +116,9 @@ def convert_file(source: Path, folder: Path) -> None:
     if "camera_embed.0.weight" not in unet:
         raise SystemExit("a checkpoint of Stable Diffusion's, but without MVDream's camera embedding")
     write(unet, folder / "unet" / "diffusion_pytorch_model.safetensors")
-    (folder / "unet" / "config.json").write_text(json.dumps(MVDREAM, indent=1), encoding="utf-8")
+    (folder / "unet" / "config.json").write_text(json.dumps(sizes.unet("multiview", "full"), indent=1), encoding="utf-8")
     (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(DDIM, indent=1), encoding="utf-8")
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(sizes.scheduler("multiview"), indent=1), encoding="utf-8")
 
 
 def tensors(path: Path) -> dict[str, Tensor]:

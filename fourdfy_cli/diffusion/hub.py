@@ -13,13 +13,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fourdfy_cli.config import Models
-from fourdfy_cli.diffusion.table import CLIP_FILES, FP16, OTHERS, PARTS, ROLES, TABLE, WEIGHTS, Row, find, row
+from fourdfy_cli.diffusion.table import CAMERA_PROJECTION, CLIP_FILES, FP16, OTHERS, PARTS, ROLES, TABLE, WEIGHTS, Row, find, row
 from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
 
 ID = re.compile(r"[\w.-]+/[\w.-]+(@(?!.*\.\.)\w[\w./-]*)?")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 OPTIONAL = ("tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json")
-CAMERA_PROJECTION = "camera_proj/"  # one multi-view layout keeps its camera embedding in a folder of its own
 
 
 def locate(role: str, wanted: str = "") -> Path:
@@ -89,7 +88,7 @@ def choose(role: str, names: Iterable[str], where: str) -> list[str]:
     Raises FourdfyError (exit 3) naming the first that is missing.
     """
     names = set(names)
-    chosen = [name for name in names if role == "multiview" and name.startswith(CAMERA_PROJECTION) and not name.endswith(PICKLES)]
+    chosen = [name for name in names if role == "multiview" and name.startswith(f"{CAMERA_PROJECTION}/") and not name.endswith(PICKLES)]
     chosen = [name for name in chosen if name.endswith((".json", ".safetensors"))]
     for options in _wanted(role):
         name = next((name for name in options if name in names), None)

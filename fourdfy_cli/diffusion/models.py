@@ -18,6 +18,7 @@ from fourdfy_cli.diffusion.multiview import fold_views
 from fourdfy_cli.diffusion.mvdream import CAMERA
 from fourdfy_cli.diffusion.network import UNETS, VAES, broken, network, read_json
 from fourdfy_cli.diffusion.noise import Schedule
+from fourdfy_cli.diffusion.table import CAMERA_PROJECTION
 from fourdfy_cli.diffusion.temporal import flatten_temporal_convolutions
 
 
@@ -36,7 +37,7 @@ class ModelSpec:
     text_encoder: str = "text_encoder"
     tokenizer: str = "tokenizer"
     scheduler: str = "scheduler"
-    camera: str = "camera_proj"  # where a multi-view UNet's file has no camera embedding
+    camera: str = CAMERA_PROJECTION  # where a multi-view UNet's file has no camera embedding
     licence: str = "unknown"
     revision: str = ""
     prediction: str | None = None

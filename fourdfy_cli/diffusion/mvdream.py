@@ -14,10 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
+from fourdfy_cli.diffusion.table import LDM_PREFIXES
+
 CAMERA = 16  # numbers in a flattened c2w
 CAMERA_EMBEDDING = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA}
 LDM_CLASSES = ("MultiViewUNetModel", "MultiViewUNetWrapperModel")  # the class in ashawkey's and KokeCacao's config.json
-PREFIXES = ("model.diffusion_model.", "unet.")  # of the original checkpoint, of KokeCacao's conversion
 OUTER = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
@@ -68,12 +69,12 @@ def stock_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_ldm(state: Mapping[str, Tensor]) -> bool:
     """Whether weights go by LDM names, bare or under a prefix."""
-    return any(key.removeprefix(prefix).startswith("input_blocks.") for key in state for prefix in ("", *PREFIXES))
+    return any(key.removeprefix(prefix).startswith("input_blocks.") for key in state for prefix in ("", *LDM_PREFIXES))
 
 
 def stock_state(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     """Weights under LDM names as weights under the diffusers `names`, strictly; raises KeyError with what is missing or too much."""
-    prefix = next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in state)), "")
+    prefix = next((prefix for prefix in LDM_PREFIXES if all(key.startswith(prefix) for key in state)), "")
     theirs = ldm_names(names)
     if wrong := sorted({prefix + name for name in theirs.values()} ^ set(state)):
         raise KeyError(f"{'unexpected' if wrong[0] in state else 'missing'} {wrong[0]}")

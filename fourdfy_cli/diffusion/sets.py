@@ -146,12 +146,6 @@ def write_tokenizer(folder: Path, tokens: dict[str, int], merges: list[tuple[str
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special})
 
 
-def weight_bytes(models: Models, roles: Iterable[str], dtype_bytes: int = 2) -> dict[str, int]:
-    """Bytes of each role's networks (UNet and autoencoder; of "lora" the UNet alone) at `dtype_bytes` a number, counted on the meta
-    device. A model that is not on this machine counts as the paper's; nothing is fetched."""
-    return {role: dtype_bytes * sum(counts(models, role).values()) for role in roles}
-
-
 @functools.cache
 def counts(models: Models, role: str) -> dict[str, int]:
     """Numbers in a role's UNet and, but for the twin's, which it shares, in its autoencoder."""

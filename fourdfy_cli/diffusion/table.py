@@ -18,6 +18,8 @@ PARTS = {  # what a role reads of a model; the twin of Eq. 4 shares the image mo
     "video": ("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
     "clip": ("open_clip",),
 }
+LDM_PREFIXES = ("model.diffusion_model.", "unet.")  # of LDM names in MVDream's original checkpoint, in KokeCacao's conversion
+CAMERA_PROJECTION = "camera_proj"  # one multi-view layout keeps its camera embedding in a folder of its own
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}  # file name stems
 OTHERS = {
     "tokenizer": ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json"),
@@ -87,7 +89,7 @@ TABLE: tuple[Row, ...] = (
         id="lzq49/mvdream-sd21-diffusers",
         revision="main",
         mirrors=(),
-        files=(*_files("multiview"), "camera_proj/config.json", "camera_proj/diffusion_pytorch_model.safetensors"),
+        files=(*_files("multiview"), f"{CAMERA_PROJECTION}/config.json", f"{CAMERA_PROJECTION}/diffusion_pytorch_model.safetensors"),
         bytes=2_585_000_000,
         prediction="epsilon",
         size=(256, 256),

@@ -35,17 +35,17 @@ def embed(spec: ModelSpec, prompts: list[str], device: torch.device | str) -> di
     return {prompt: table[prompt].to(device) for prompt in prompts}
 
 
-def folder() -> Path:
-    """Where embeddings are kept."""
+def cache_folder() -> Path:
+    """Where this package keeps what it may compute again."""
     if own := os.environ.get("FOURDFY_CACHE"):
-        return Path(own) / "text"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fourdfy" / "text"
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fourdfy"
 
 
 def file(spec: ModelSpec, prompt: str) -> Path:
     """The file of one text's embedding."""
     key = json.dumps([str(spec.folder("text_encoder")), str(spec.folder("tokenizer")), spec.revision, prompt])
-    return folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
+    return cache_folder() / "text" / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
 
 
 def read(path: Path) -> Tensor | None:
