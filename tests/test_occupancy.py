@@ -5,7 +5,7 @@ from __future__ import annotations
 import reference_scene as reference
 import torch
 
-from fourdfy_cli.scene.occupancy import Occupancy
+from fourdfy_cli.scene.occupancy import Occupancy, lookup
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -18,20 +18,20 @@ def ball(x: torch.Tensor) -> torch.Tensor:
 
 def test_everything_is_occupied_before_the_first_update():
     grid = Occupancy(4)
-    assert grid.lookup(torch.rand(50, 3, generator=generator()) * 2 - 1).all()
+    assert lookup(grid.binary, torch.rand(50, 3, generator=generator()) * 2 - 1).all()
     assert torch.equal(grid.bounds(), torch.tensor([[-1.0] * 3, [1.0] * 3]))
 
 
 def test_points_outside_the_box_are_never_occupied():
     outside = torch.tensor([[1.01, 0, 0], [0, -1.01, 0], [0, 0, 5.0], [-1e6, 0, 0], [1e20, 0, 0]])
-    assert not Occupancy(4).lookup(outside).any()
+    assert not lookup(Occupancy(4).binary, outside).any()
 
 
 def test_lookup_names_the_right_cell():
     grid = Occupancy(4)
     grid.binary.fill_(False)[3, 0, 2] = True
     x = torch.tensor([[0.6, -0.9, 0.1], [0.6, 0.1, -0.9], [0.1, -0.9, 0.6], [0.99, -0.51, 0.49]])
-    assert grid.lookup(x).tolist() == [True, False, False, True]
+    assert lookup(grid.binary, x).tolist() == [True, False, False, True]
     assert torch.equal(grid.bounds(), torch.tensor([[0.5, -1.0, 0.0], [1.0, -0.5, 0.5]]))
 
 
@@ -49,7 +49,7 @@ def test_value_is_density_times_step_and_binary_its_threshold():
     grid.update(ball, 0.05, 0, 1, generator())
     assert set(grid.value.unique().tolist()) == {0.0, 1.0}
     assert torch.equal(grid.binary, reference.occupied_cells(grid.value))
-    assert grid.lookup(torch.zeros(1, 3)).all() and not grid.lookup(torch.full((1, 3), 0.9)).any()
+    assert lookup(grid.binary, torch.zeros(1, 3)).all() and not lookup(grid.binary, torch.full((1, 3), 0.9)).any()
 
 
 def test_threshold_is_the_mean_while_the_scene_is_faint():
@@ -86,7 +86,7 @@ def test_moving_matter_leaves_a_union_over_times():
     grid = Occupancy(8)
     for side in (-0.5, 0.5):
         grid.update(lambda x, side=side: 20.0 * ((x - torch.tensor([side, 0, 0])).norm(dim=-1) < 0.3), 0.05, 0, 9, generator())
-    assert grid.lookup(torch.tensor([[-0.5, 0.0, 0.0], [0.5, 0.0, 0.0]])).all()
+    assert lookup(grid.binary, torch.tensor([[-0.5, 0.0, 0.0], [0.5, 0.0, 0.0]])).all()
 
 
 def test_repeatable_and_saved():

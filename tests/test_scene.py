@@ -12,6 +12,7 @@ import torch
 from fourdfy_cli import config
 from fourdfy_cli.nano import world
 from fourdfy_cli.scene.cameras import Shot, orbit_camera, rays
+from fourdfy_cli.scene.occupancy import lookup
 from fourdfy_cli.scene.scene import Scene, refresh, render
 
 FIELD = config.Field(config.Grid(3, 2, 10, 4, 2.0), config.Grid(3, 2, 10, 3, 1.6), hidden=16, init=1e-2)
@@ -40,7 +41,7 @@ def test_equals_a_loop_over_rays_forward_and_backward():
     origin, direction = (part.reshape(-1, 3) for part in rays(shot))
     slow = []
     for o, d in zip(origin, direction, strict=True):
-        t = reference.march_ray(o, d, scene.occupancy.lookup, scene.step_length, 0.5)
+        t = reference.march_ray(o, d, partial(lookup, scene.occupancy.binary), scene.step_length, 0.5)
         x = o + torch.tensor(t, dtype=torch.float64).view(-1, 1) * d
         density, rgb = scene.field(x, torch.full((len(t),), 0.3, dtype=torch.float64), 0.5)
         colour, opacity, depth = reference.composite_ray(list(density), list(rgb), t, [scene.step_length] * len(t))

@@ -11,7 +11,9 @@ et al. 2022, Sec. 3, with tiny-cuda-nn's conventions (also its wrap of dense cor
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -47,23 +49,12 @@ def levels(dims: int, grid: config.Grid) -> list[Level]:
     return out
 
 
-class HashGrid(nn.Module):
-    """Features of points, linearly interpolated at every level. Entries start in U(-init, init)."""
+class Encoding(NamedTuple):
+    """One implementation of the lookup and its two gradients. `TORCH` below is the plain one; its twins are in kernels/."""
 
-    def __init__(self, dims: int, grid: config.Grid, init: float, generator: torch.Generator):
-        super().__init__()
-        self.levels = levels(dims, grid)
-        rows = self.levels[-1].offset + self.levels[-1].entries
-        self.table = nn.Parameter(torch.empty(rows, grid.features).uniform_(-init, init, generator=generator))
-
-    def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
-        """Features [N levels*features], level by level, of points in [0,1]^D; differentiable in the table and in x."""
-        return _Lookup.apply(x, self.table, self.levels)
-
-    def attach(self, known: Float[Tensor, "N C"], x: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
-        """`known` as it is, with the gradient of `known + self(x)` less that in x: for features that were looked up
-        before without a graph, whose second lookup this saves."""
-        return _Attach.apply(known, x, self.table, self.levels)
+    lookup: Callable[[Tensor, Tensor, list[Level]], Tensor]
+    table_gradient: Callable[[Tensor, Tensor, list[Level], Tensor], Tensor]
+    points_gradient: Callable[[Tensor, Tensor, list[Level], Tensor], Tensor]
 
 
 def locate(x: Float[Tensor, "D N"], level: Level) -> tuple[Int[Tensor, "D N"], Float[Tensor, "D N"]]:
@@ -107,45 +98,20 @@ def corner_weights(fraction: Float[Tensor, "D N"], bits: Int[Tensor, "D K"], alo
     return weight
 
 
-class _Lookup(torch.autograd.Function):
-    """Saves the points alone; the backward pass works rows and weights out again, which costs less than keeping them."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, table: Tensor, levels: list[Level]) -> Tensor:
-        ctx.save_for_backward(x, table)
-        ctx.levels = levels
-        out = table.new_empty(len(x), len(levels), table.shape[1])
-        bits = corner_bits(x.shape[1], x.device)
-        for points, rows in _blocks(x, out):
-            for number, level in enumerate(levels):
-                corner, fraction = locate(points, level)
-                rows[:, number] = _gather(table, corner_rows(corner, bits, level), corner_weights(fraction, bits), level)
-        return out.flatten(1)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        x, table = ctx.saved_tensors
-        grad_x = _points_gradient(x, table, ctx.levels, grad) if ctx.needs_input_grad[0] else None
-        grad_table = _table_gradient(x, table, ctx.levels, grad) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_table, None
+def lookup(x: Float[Tensor, "N D"], table: Float[Tensor, "E F"], levels: list[Level]) -> Float[Tensor, "N C"]:
+    """Features [N levels*features] of points in [0,1]^D, without a graph."""
+    out = table.new_empty(len(x), len(levels), table.shape[1])
+    bits = corner_bits(x.shape[1], x.device)
+    for points, rows in _blocks(x, out):
+        for number, level in enumerate(levels):
+            corner, fraction = locate(points, level)
+            rows[:, number] = _gather(table, corner_rows(corner, bits, level), corner_weights(fraction, bits), level)
+    return out.flatten(1)
 
 
-class _Attach(torch.autograd.Function):
-    """See `HashGrid.attach`."""
-
-    @staticmethod
-    def forward(ctx, known: Tensor, x: Tensor, table: Tensor, levels: list[Level]) -> Tensor:
-        ctx.save_for_backward(x, table)
-        ctx.levels = levels
-        return known.view_as(known)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        x, table = ctx.saved_tensors
-        return grad, None, _table_gradient(x, table, ctx.levels, grad) if ctx.needs_input_grad[2] else None, None
-
-
-def _points_gradient(x: Tensor, table: Tensor, levels: list[Level], grad: Tensor) -> Tensor:
+def points_gradient(
+    x: Float[Tensor, "N D"], table: Float[Tensor, "E F"], levels: list[Level], grad: Float[Tensor, "N C"]
+) -> Float[Tensor, "N D"]:
     """Gradient in the points [N D] for a gradient [N C] in the features."""
     out = torch.zeros_like(x)
     bits = corner_bits(x.shape[1], x.device)
@@ -159,7 +125,9 @@ def _points_gradient(x: Tensor, table: Tensor, levels: list[Level], grad: Tensor
     return out
 
 
-def _table_gradient(x: Tensor, table: Tensor, levels: list[Level], grad: Tensor) -> Tensor:
+def table_gradient(
+    x: Float[Tensor, "N D"], table: Float[Tensor, "E F"], levels: list[Level], grad: Float[Tensor, "N C"]
+) -> Float[Tensor, "E F"]:
     """Gradient in the table [entries features] for a gradient [N C] in the features. Feature by feature, as sums into
     one-dimensional tensors are several times faster than sums of short vectors."""
     out = table.new_zeros(table.shape[1], len(table))
@@ -187,3 +155,58 @@ def _gather(table: Tensor, row: Tensor, weight: Tensor, level: Level) -> Tensor:
     """Weighted sums [n features] of the level's rows [n K]."""
     part = table[level.offset : level.offset + level.entries]
     return F.embedding_bag(row, part, per_sample_weights=weight, mode="sum")
+
+
+TORCH = Encoding(lookup, table_gradient, points_gradient)
+
+
+class HashGrid(nn.Module):
+    """Features of points, linearly interpolated at every level. Entries start in U(-init, init)."""
+
+    def __init__(self, dims: int, grid: config.Grid, init: float, generator: torch.Generator, encoding: Encoding = TORCH):
+        super().__init__()
+        self.levels = levels(dims, grid)
+        self.encoding = encoding
+        rows = self.levels[-1].offset + self.levels[-1].entries
+        self.table = nn.Parameter(torch.empty(rows, grid.features).uniform_(-init, init, generator=generator))
+
+    def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
+        """Features [N levels*features], level by level, of points in [0,1]^D; differentiable in the table and in x."""
+        return _Lookup.apply(x, self.table, self.levels, self.encoding)
+
+    def attach(self, known: Float[Tensor, "N C"], x: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
+        """`known` as it is, with the gradient of `known + self(x)` less that in x: for features that were looked up
+        before without a graph, whose second lookup this saves."""
+        return _Attach.apply(known, x, self.table, self.levels, self.encoding)
+
+
+class _Lookup(torch.autograd.Function):
+    """Saves the points alone; the backward pass works rows and weights out again, which costs less than keeping them."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, table: Tensor, levels: list[Level], encoding: Encoding) -> Tensor:
+        ctx.save_for_backward(x, table)
+        ctx.levels, ctx.encoding = levels, encoding
+        return encoding.lookup(x, table, levels)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, table = ctx.saved_tensors
+        grad_x = ctx.encoding.points_gradient(x, table, ctx.levels, grad) if ctx.needs_input_grad[0] else None
+        grad_table = ctx.encoding.table_gradient(x, table, ctx.levels, grad) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_table, None, None
+
+
+class _Attach(torch.autograd.Function):
+    """See `HashGrid.attach`."""
+
+    @staticmethod
+    def forward(ctx, known: Tensor, x: Tensor, table: Tensor, levels: list[Level], encoding: Encoding) -> Tensor:
+        ctx.save_for_backward(x, table)
+        ctx.levels, ctx.encoding = levels, encoding
+        return known.view_as(known)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, table = ctx.saved_tensors
+        return grad, None, ctx.encoding.table_gradient(x, table, ctx.levels, grad) if ctx.needs_input_grad[2] else None, None, None

@@ -18,6 +18,15 @@ DECAY = 0.95
 CEILING = 0.01
 
 
+def lookup(binary: Bool[Tensor, "R R R"], x: Float[Tensor, "N 3"]) -> Bool[Tensor, " N"]:
+    """Whether points of the world lie in an occupied cell; outside the box nothing is occupied."""
+    cells = len(binary)
+    cell = ((x + 1) * (cells / 2)).floor_().int()
+    inside = ((cell >= 0) & (cell < cells)).all(-1)
+    i, j, k = cell.clamp_(0, cells - 1).unbind(-1)
+    return binary.flatten()[(i * cells + j) * cells + k] & inside
+
+
 class Occupancy(nn.Module):
     """Buffers `value` [R R R] and `binary` [R R R]; every cell counts as occupied until the first update."""
 
@@ -56,13 +65,6 @@ class Occupancy(nn.Module):
     def threshold(self) -> Float[Tensor, ""]:
         """The value above which a cell is occupied."""
         return self.value.mean().clamp(max=CEILING)
-
-    def lookup(self, x: Float[Tensor, "N 3"]) -> Bool[Tensor, " N"]:
-        """Whether points lie in an occupied cell; outside the box nothing is occupied."""
-        cell = ((x + 1) * (self.cells / 2)).floor_().int()
-        inside = ((cell >= 0) & (cell < self.cells)).all(-1)
-        i, j, k = cell.clamp_(0, self.cells - 1).unbind(-1)
-        return self.binary.flatten()[(i * self.cells + j) * self.cells + k] & inside
 
     def bounds(self) -> Float[Tensor, "2 3"]:
         """Lower and upper corner of the smallest box around the occupied cells; both zero if there are none."""

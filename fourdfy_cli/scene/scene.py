@@ -13,12 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fourdfy_cli import config
+from fourdfy_cli import config, kernels
 from fourdfy_cli.scene.background import Background
 from fourdfy_cli.scene.cameras import Shot, rays
 from fourdfy_cli.scene.field import Field
 from fourdfy_cli.scene.occupancy import Occupancy
-from fourdfy_cli.scene.volume import composite, march, visible
+from fourdfy_cli.scene.volume import accumulate
 
 Worth = Callable[[Tensor], Tensor]
 CHUNK = 160_000  # points queried at once when no gradient is wanted
@@ -61,11 +61,18 @@ class Scene(nn.Module):
     """Field, background and occupancy. `blob_std` holds the value of the last training step, for whoever looks at a
     finished scene; nothing in here reads it."""
 
-    def __init__(self, field: config.Field, background: config.Background, march: config.March, seed: int):
+    def __init__(
+        self,
+        field: config.Field,
+        background: config.Background,
+        march: config.March,
+        seed: int,
+        backend: kernels.Backend = kernels.TORCH,
+    ):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.march = march
-        self.field = Field(field, generator)
+        self.march, self.backend = march, backend
+        self.field = Field(field, generator, backend.encoding)
         self.background_net = Background(background.hidden, generator)
         self.occupancy = Occupancy(march.cells)
         self.register_buffer("blob_std", torch.tensor(0.5))
@@ -118,17 +125,18 @@ def cast(scene: Scene, shot: Shot, generator: torch.Generator | None = None) -> 
 def trace(scene: Scene, rays: Rays, look: Look, train: bool = False) -> Frames:
     """What rays see, with a graph if `train`; see `render`. A ray's result does not depend on the others."""
     origin, direction = rays.origin, rays.direction
-    samples = march(origin, direction, scene.occupancy.lookup, scene.step_length, rays.jitter, scene.occupancy.bounds())
+    grid, volume = scene.occupancy, scene.backend.volume
+    samples = volume.march(origin, direction, grid.binary, scene.step_length, rays.jitter, grid.bounds())
     x, time = samples.points(origin, direction), rays.time[samples.ray]
 
     def worth(density: Tensor) -> Tensor:
         """Indices of the samples that show."""
-        least = scene.occupancy.value.mean().clamp(max=scene.march.alpha if look.alpha is None else look.alpha)
-        return visible(density, samples, len(origin), least, scene.march.transmittance).nonzero()[:, 0]
+        least = grid.value.mean().clamp(max=scene.march.alpha if look.alpha is None else look.alpha)
+        return volume.visible(density, samples, len(origin), least, scene.march.transmittance).nonzero()[:, 0]
 
     with torch.set_grad_enabled(train):
         keep, density, rgb = (_seen_train if train else _seen)(scene, x, time, look.blob_std, worth)
-        total = composite(density, rgb, samples.take(keep), len(origin))
+        total = accumulate(density, rgb, samples.take(keep), len(origin), volume)
         behind = scene.background_net(direction) if look.backdrop is None else look.backdrop.to(total.colour)
         return Frames(total.colour + (1 - total.opacity)[:, None] * behind, total.opacity, total.depth)
 

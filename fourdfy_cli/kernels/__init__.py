@@ -1,0 +1,62 @@
+"""Fast twins of the scene's inner loops, and the choice among them.
+
+A backend is the three functions of `scene.hashgrid.Encoding` and the four of `scene.volume.Volume`; the plain torch ones
+beside those definitions are the oracle that tests compare every other one with.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import NamedTuple
+
+from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
+from fourdfy_cli.scene import hashgrid, volume
+
+NAMES = ("auto", "torch", "numba", "triton", "tcnn")
+
+
+class Backend(NamedTuple):
+    """One implementation of every inner loop."""
+
+    name: str
+    encoding: hashgrid.Encoding
+    volume: volume.Volume
+
+
+TORCH = Backend("torch", hashgrid.TORCH, volume.TORCH)
+
+
+def choose(name: str, device: str) -> Backend:
+    """The backend of that name for a device ("cpu", "cuda", "cuda:1"); "auto" is numba on a CPU, and on a GPU triton, or torch
+    where there is no triton.
+
+    Raises FourdfyError: exit 2 for an unknown name or one that cannot use the device, 3 for a missing package.
+    """
+    if name not in NAMES:
+        raise FourdfyError(f"there is no backend {name!r}", f"--backend auto   ({', '.join(NAMES)})", USAGE)
+    kind = device.split(":")[0]
+    if name == "auto":
+        name = "numba" if kind == "cpu" else "triton" if kind == "cuda" and find_spec("triton") else "torch"
+    if name == "torch":
+        return TORCH
+    if kind != (wanted := "cpu" if name == "numba" else "cuda"):
+        raise FourdfyError(f"the {name} backend runs on a {wanted} device, not on {device}", "--backend auto", USAGE)
+    if name != "tcnn" and not find_spec(name):
+        raise FourdfyError(f"the package {name} is not installed", f"pip install {name}   (or --backend torch)", ENVIRONMENT)
+    return _imported(name)
+
+
+def _imported(name: str) -> Backend:
+    """The modules of a backend, imported when it is wanted."""
+    if name == "numba":
+        from fourdfy_cli.kernels import numba_hashgrid, numba_volume
+
+        return Backend(name, numba_hashgrid.ENCODING, numba_volume.VOLUME)
+    from fourdfy_cli.kernels import triton_hashgrid, triton_volume
+
+    if name == "triton":
+        return Backend(name, triton_hashgrid.ENCODING, triton_volume.VOLUME)
+    from fourdfy_cli.kernels import tcnn
+
+    tcnn.bindings()
+    return Backend(name, tcnn.ENCODING, triton_volume.VOLUME)
