@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fourdfy_cli import hybrid, memory
+from fourdfy_cli import hybrid, kernels, memory
 from fourdfy_cli.config import Recipe, Shots, constant
 from fourdfy_cli.diffusion.models import Diffusion
 from fourdfy_cli.guidance.pull import Guidance
@@ -96,7 +96,7 @@ class Stand:
 def stand(recipe: Recipe, stage: int, prompt: str, device: torch.device, rung: int = 0) -> Stand:
     """What a run on that rung would have in memory in this stage, networks included; raises FourdfyError as `train.load_guidances`."""
     guidances = load_guidances(recipe, stage, prompt, str(device), rung, 0)
-    scene = Scene(recipe.field, recipe.background, recipe.march, 0).to(device)
+    scene = Scene(recipe.field, recipe.background, recipe.march, 0, kernels.choose("auto", str(device))).to(device)
     optimizer = make_optimizer(scene, recipe, stage, guidances)
     for group in optimizer.param_groups:
         group["lr"] = 0.0

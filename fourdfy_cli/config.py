@@ -12,7 +12,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fourdfy_cli.errors import USAGE, FourdfyError
 
@@ -51,19 +51,20 @@ class Grid:
 
 @dataclass(frozen=True)
 class Field:
-    """Static 3D grid + dynamic 4D grid, added; one density and one colour net of one hidden layer."""
+    """Static 3D grid + dynamic 4D grid, added, or the other kinds of scene/field.py; a density and a colour net of one hidden layer."""
 
     static: Grid = Grid()
     dynamic: Grid = Grid()
     hidden: int = 64
     blob_height: float = 10.0  # density bias at the origin
     init: float = 1e-4  # grid entries start in U(-init, init)
+    kind: Literal["hashgrid", "hexplane", "deformation"] = "hashgrid"
+    deformation: Grid = Grid(levels=8, base=4)  # of a deformation's displacement
 
 
 @dataclass(frozen=True)
 class Background:
-    """Spherical-harmonics network; while training replaced with chance `random` by one plain colour a clip, drawn in
-    [low, high], the same in r, g and b if `grey`."""
+    """Spherical-harmonics network; in training, with chance `random`, one plain colour a clip in [low, high] instead, grey if `grey`."""
 
     hidden: int = 16
     random: float = 0.5
@@ -95,8 +96,7 @@ class Cameras:
 
 @dataclass(frozen=True)
 class Shots:
-    """How a branch looks: `size` in pixels, `groups` of views (4 views a group for the multi-view branch, else 1);
-    before progress `fine_from` at `coarse` pixels with `coarse_groups`."""
+    """How a branch looks: `groups` of views (of 4 for the multi-view branch, else of 1) in pixels; coarse before progress `fine_from`."""
 
     size: tuple[int, int]
     groups: int = 1
@@ -175,8 +175,7 @@ class Vsd:
 
 @dataclass(frozen=True)
 class Models:
-    """A set ("paper", "nano" or "random") of `size` (random: "full" or "tiny"); a folder or Hub id[@revision] for a role
-    stands in for the set's own."""
+    """A set ("paper", "nano", or "random" of `size` "full" or "tiny"); a folder or Hub id[@revision] stands in for a role's own."""
 
     set: str = "paper"
     multiview: str = ""
@@ -219,7 +218,7 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Recipe:
-    """Inverse of `to_dict`; raises FourdfyError for missing, unknown or mistyped keys."""
+    """Inverse of `to_dict`. Raises FourdfyError for unknown or mistyped keys, and for missing ones that have no default."""
     return _build(Recipe, values, "")
 
 
@@ -229,11 +228,11 @@ def override(recipe: Recipe, assignment: str) -> Recipe:
     key, equals, text = assignment.partition("=")
     if not equals:
         raise FourdfyError(f"--set wants key=value, not {assignment!r}", "--set stage3.steps=500", USAGE)
-    keys = leaves(to_dict(recipe))
+    values = to_dict(recipe)
+    keys = leaves(values)
     if key not in keys:
         near = difflib.get_close_matches(key, keys, 1, cutoff=0.3)
         raise FourdfyError(f"there is no setting {key!r}", f"--set {near[0]}={keys[near[0]]}" if near else "fourdfy generate --help", USAGE)
-    values = to_dict(recipe)
     at: Any = values
     *path, last = [int(k) if k.isdigit() else k for k in key.split(".")]
     for name in path:
@@ -263,10 +262,8 @@ def _read(text: str, old: Any, key: str) -> Any:
     try:
         if isinstance(old, bool):
             return {"true": True, "false": False}[text.lower()]
-        if isinstance(old, str):
-            return text
-        if old is None and text.lower() == "none":
-            return None
+        if isinstance(old, str) or (old is None and text.lower() == "none"):
+            return None if old is None else text
         number = float(text)
         if not math.isfinite(number) or number < 0 or (isinstance(old, int) and not number.is_integer()):
             raise ValueError
@@ -279,13 +276,16 @@ def _build(kind: Any, value: Any, path: str) -> Any:
     """A value of the annotated type from plain builtins."""
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        if not isinstance(value, dict) or set(value) != set(hints):
-            wrong = set(value) ^ set(hints) if isinstance(value, dict) else {repr(value)}
-            raise FourdfyError(
-                f"recipe{path}: missing or unknown {', '.join(map(str, sorted(wrong, key=str)))}", "fourdfy info CHECKPOINT", USAGE
-            )
-        return kind(**{name: _build(hint, value[name], f"{path}.{name}") for name, hint in hints.items()})
+        needed = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
+        if not isinstance(value, dict) or not needed <= set(value) <= set(hints):
+            wrong = ", ".join(sorted(map(str, needed - set(value) | set(value) - set(hints)))) if isinstance(value, dict) else repr(value)
+            raise FourdfyError(f"recipe{path}: missing or unknown {wrong}", "fourdfy info CHECKPOINT", USAGE)
+        return kind(**{name: _build(hint, value[name], f"{path}.{name}") for name, hint in hints.items() if name in value})
     options = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        if value not in options:
+            raise FourdfyError(f"{path[1:]} is one of {', '.join(options)}, not {value!r}", f"--set {path[1:]}={options[0]}", USAGE)
+        return value
     if isinstance(kind, types.UnionType):
         return None if value is None else _build(next(o for o in options if o is not type(None)), value, path)
     if typing.get_origin(kind) is tuple:

@@ -38,10 +38,12 @@ class Chunks:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run computes: a torch device, and the GB to stay within (None: what the card has; on a CPU, no bound)."""
+    """Where and how a run computes: a torch device, the GB to stay within (None: what the card has; on a CPU, no bound), and a
+    backend of `kernels.NAMES`."""
 
     device: str = "cpu"
     vram: float | None = None
+    backend: str = "auto"
 
     def gigabytes(self) -> float | None:
         if self.vram is not None or self.device == "cpu":

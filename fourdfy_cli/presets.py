@@ -56,7 +56,7 @@ def nano() -> Recipe:
             300, 0.5, 0.1, Rates(1e-3, 3e-2, 5e-4, 0.0, 1e-3), moving=True, dynamic_always=True, reach=1, alpha=1e-5,
             cooldown=Ramp(1.0, 0.1, 0.6, 1.0), opaque=constant(1.0),
         ),
-        field=Field(Grid(4, 4, 16, 8, 2.0), Grid(4, 4, 16, 4, 1.6), hidden=32),
+        field=Field(Grid(4, 4, 16, 8, 2.0), Grid(4, 4, 16, 4, 1.6), hidden=32, deformation=Grid(4, 4, 16, 4, 1.6)),
         background=Background(random=1.0, low=0.45, high=0.75, grey=True),  # as the models were trained (nano/data.py)
         march=March(samples=96, cells=32, alpha=0.003, refresh=16, warmup=256),
         cameras=Cameras(distance=(2.6, 2.8), fovy=(40.0, 40.0), elevation=(0.0, 30.0)),
@@ -161,7 +161,7 @@ def tiny(recipe: Recipe) -> Recipe:
         multiview=branch(recipe.multiview),
         image=branch(recipe.image),
         video=branch(recipe.video),
-        field=replace(recipe.field, static=grid, dynamic=grid),
+        field=replace(recipe.field, static=grid, dynamic=grid, deformation=grid),
         march=replace(recipe.march, samples=64, cells=16),
     )
 

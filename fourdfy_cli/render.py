@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from fourdfy_cli import checkpoint, config
+from fourdfy_cli import checkpoint, config, kernels
 from fourdfy_cli.errors import DAMAGED, ENVIRONMENT, FAILURE, USAGE, FourdfyError
 from fourdfy_cli.scene.cameras import Shot, orbit_camera
 from fourdfy_cli.scene.scene import Scene, render
@@ -109,7 +109,7 @@ def write_png(path: Path, picture: Picture) -> Path:
     return path
 
 
-def write_video(path: Path, frames: Iterable[Picture], fps: int = 16) -> Path:
+def write_video(path: Path, frames: Iterable[Picture], fps: float = 16) -> Path:
     """Encode frames of one size as H.264, which every browser plays, atomically; odd sizes are padded by one pixel.
 
     Raises FourdfyError: exit 2 for no frames, 3 without ffmpeg, 1 if encoding fails.
@@ -120,7 +120,7 @@ def write_video(path: Path, frames: Iterable[Picture], fps: int = 16) -> Path:
         raise FourdfyError(f"there are no frames to write to {path}", "fourdfy render --help", USAGE)
     height, width, _ = first.shape
     command = [
-        _ffmpeg(), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps),
+        _ffmpeg(), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}",
         "-i", "-", "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p",
         "-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1", "-movflags", "+faststart", "-f", "mp4",
     ]  # fmt: skip
@@ -179,22 +179,22 @@ def locate(path: Path) -> Path:
     return found[-1]
 
 
-def load_scene(path: Path, device: str = "cpu") -> tuple[Scene, config.Recipe, dict[str, Any]]:
+def load_scene(path: Path, device: str = "cpu", backend: str = "auto") -> tuple[Scene, config.Recipe, dict[str, Any]]:
     """Scene, recipe and {prompt, seed, stage, step, models} from a checkpoint or a run folder.
 
     Raises FourdfyError: exit 2 if there is none, exit 6 if it is damaged or does not fit its own recipe.
     """
     state = checkpoint.load(locate(path))
     meta = {key: state.get(key) for key in ("prompt", "seed", "stage", "step", "models")}
-    return build_scene(state, path).to(device), config.from_dict(state["recipe"]), meta
+    return build_scene(state, path, device, backend), config.from_dict(state["recipe"]), meta
 
 
-def build_scene(state: dict[str, Any], path: Path) -> Scene:
-    """The scene of a loaded checkpoint; raises FourdfyError (exit 6) if its tensors do not fit its recipe."""
+def build_scene(state: dict[str, Any], path: Path, device: str = "cpu", backend: str = "auto") -> Scene:
+    """The scene of a loaded checkpoint; raises FourdfyError (exit 6) if its tensors do not fit its recipe, and as `kernels.choose`."""
     recipe = config.from_dict(state["recipe"])
-    scene = Scene(recipe.field, recipe.background, recipe.march, state["seed"])
+    scene = Scene(recipe.field, recipe.background, recipe.march, state["seed"], kernels.choose(backend, device))
     try:
         scene.load_state_dict(state["scene"])
     except RuntimeError:
         raise FourdfyError(f"{path}: the scene does not fit its recipe", f"fourdfy info {path}", DAMAGED) from None
-    return scene
+    return scene.to(device)

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from fourdfy_cli import __version__, checkpoint, render
+from fourdfy_cli import __version__, checkpoint, kernels, render
 from fourdfy_cli.config import Recipe, from_dict, to_dict
 from fourdfy_cli.errors import USAGE, FourdfyError
 from fourdfy_cli.hybrid import Moment
+from fourdfy_cli.memory import Machine
 from fourdfy_cli.nano.prompts import parse
 from fourdfy_cli.runfolder import read_json, run_folder, write_json
 from fourdfy_cli.scene.scene import Scene
@@ -25,7 +26,7 @@ class Run:
     recipe: Recipe
     folder: Path
     seed: int
-    device: str
+    machine: Machine
     scene: Scene
     stage: int = 1
     step: int = 0
@@ -64,20 +65,21 @@ class Run:
         return self.folder / f"stage{stage}.pt"
 
 
-def new_scene(recipe: Recipe, seed: int, device: str) -> Scene:
-    return Scene(recipe.field, recipe.background, recipe.march, seed).to(device)
+def new_scene(recipe: Recipe, seed: int, machine: Machine) -> Scene:
+    backend = kernels.choose(machine.backend, machine.device)
+    return Scene(recipe.field, recipe.background, recipe.march, seed, backend).to(machine.device)
 
 
-def from_checkpoint(state: dict[str, Any], folder: Path, device: str) -> Run:
+def from_checkpoint(state: dict[str, Any], folder: Path, machine: Machine) -> Run:
     """The run a checkpoint was taken from."""
     recipe = from_dict(state["recipe"])
-    scene = render.build_scene(state, folder).to(device)
+    scene = render.build_scene(state, folder, machine.device, machine.backend)
     return Run(
-        state["prompt"], recipe, folder, state["seed"], device, scene, state["stage"], state["step"], state["lora"], state["optimizer"]
+        state["prompt"], recipe, folder, state["seed"], machine, scene, state["stage"], state["step"], state["lora"], state["optimizer"]
     )
 
 
-def opened(prompt: str, recipe: Recipe, out: Path, seed: int, device: str) -> Run:
+def opened(prompt: str, recipe: Recipe, out: Path, seed: int, machine: Machine) -> Run:
     """A new run, or the one this prompt and seed already have in `out`.
 
     Raises FourdfyError (exit 2) if that one has another prompt or recipe: nothing is overwritten.
@@ -92,8 +94,8 @@ def opened(prompt: str, recipe: Recipe, out: Path, seed: int, device: str) -> Ru
         )
     state = checkpoint.recover(folder) if about else None
     if state is None:
-        return Run(prompt, recipe, folder, seed, device, new_scene(recipe, seed, device))
-    return from_checkpoint(state, folder, device)
+        return Run(prompt, recipe, folder, seed, machine, new_scene(recipe, seed, machine))
+    return from_checkpoint(state, folder, machine)
 
 
 def continued(path: Path, here: Run, stage: int) -> Run:
@@ -103,7 +105,7 @@ def continued(path: Path, here: Run, stage: int) -> Run:
     or from inside this one, and if the folder holds the end of this stage already.
     """
     state = checkpoint.load(path)
-    current = from_checkpoint(state, here.folder, here.device)
+    current = from_checkpoint(state, here.folder, here.machine)
     check_stage(path, current, stage)
     current.recipe = here.recipe
     if here.finished(stage).exists():

@@ -105,7 +105,7 @@ def run(
     something else (2), models missing (3), out of memory (4), diverged (5), damaged checkpoint (6), stopped (130, 143).
     """
     began = time.monotonic()
-    current = opened(prompt, recipe, out, seed, machine.device)
+    current = opened(prompt, recipe, out, seed, machine)
     if resume is not None:
         current = continued(resume, current, stages[0])
     current.vram = machine.gigabytes()
@@ -127,7 +127,7 @@ def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: St
     if current.vram is not None:
         current.rung = max(current.rung, memory.choose(current.recipe, current.stage, current.vram))
     write_about(current, "running")
-    guidances = load_guidances(current.recipe, current.stage, current.text, current.device, current.rung, current.seed)
+    guidances = load_guidances(current.recipe, current.stage, current.text, current.machine.device, current.rung, current.seed)
     if "image" in guidances and current.lora:
         load_lora_state(guidances["image"].lora_unet, current.lora)
     optimizer = make_optimizer(current.scene, current.recipe, current.stage, guidances)
@@ -212,7 +212,7 @@ def make_optimizer(scene: Scene, recipe: Recipe, stage: int, guidances: dict[str
     """AdamW over what a stage trains, LoRA included; betas and eps are the released code's."""
     lora = [p for _, p in trainable(guidances["image"].lora_unet)] if "image" in guidances else []
     return torch.optim.AdamW(
-        parameter_groups(scene, recipe.stage(stage), lora), betas=(0.9, 0.99), eps=1e-15, weight_decay=recipe.weight_decay
+        parameter_groups(scene, recipe.stage(stage), lora), betas=(0.9, 0.99), eps=1e-15, weight_decay=recipe.weight_decay, fused=True
     )
 
 

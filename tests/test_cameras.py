@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourdfy_cli.scene.cameras import Shot, orbit_camera, rays, turntable, unit_camera
+from fourdfy_cli.scene.cameras import Shot, mav3d, orbit_camera, rays, turntable, unit_camera
 
 
 def camera(azimuth: float, elevation: float, distance: float) -> torch.Tensor:
@@ -68,3 +69,26 @@ def test_slices_of_a_shot_keep_its_size():
     assert len(views) == 8 and len(views[2:4]) == 2 and views[2:4].size == (16, 16)
     torch.testing.assert_close(views[2:4].azimuth(), torch.tensor([math.pi / 2, 3 * math.pi / 4]))
     torch.testing.assert_close(views.time, torch.arange(8) / 8)
+
+
+# The evaluation path frame by frame. Source: the released code of 4D-fy (data/uncond.py, test_traj "motion_smooth", 16 frames times 4,
+# 4 blocks): torch.full((16,), start), then torch.linspace(start, end, 16)[1:]; linspace(0, 1, 64) less its last two, twice.
+MAV3D_AZIMUTHS = (
+    *[360] * 16, 354, 348, 342, 336, 330, 324, 318, 312, 306, 300, 294, 288, 282, 276, 270,
+    *[270] * 16, 264, 258, 252, 246, 240, 234, 228, 222, 216, 210, 204, 198, 192, 186, 180,
+    *[180] * 16, 174, 168, 162, 156, 150, 144, 138, 132, 126, 120, 114, 108, 102, 96, 90,
+    *[90] * 16, 84, 78, 72, 66, 60, 54, 48, 42, 36, 30, 24, 18, 12, 6, 0,
+)  # fmt: skip
+MAV3D_TIMES = [k / 63 for k in range(62)] * 2
+
+
+def test_the_mav3d_path_frame_by_frame():
+    path = mav3d(256)
+    assert len(path) == len(MAV3D_AZIMUTHS) == len(MAV3D_TIMES) == 124 and path.size == (256, 256)
+    for k, (azimuth, time) in enumerate(zip(MAV3D_AZIMUTHS, MAV3D_TIMES, strict=True)):
+        a, e = math.radians(azimuth), math.radians(15)
+        position = torch.tensor([3 * math.cos(e) * math.cos(a), 3 * math.cos(e) * math.sin(a), 3 * math.sin(e)])
+        torch.testing.assert_close(path.c2w[k, :3, 3], position, rtol=0, atol=1e-5)
+        torch.testing.assert_close(path.c2w[k, :3, 2], position / 3, rtol=0, atol=1e-5)  # looks at the origin
+        assert float(path.time[k]) == pytest.approx(time, abs=1e-6)
+        assert float(path.fovy[k]) == pytest.approx(math.radians(40))

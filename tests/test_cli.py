@@ -253,7 +253,7 @@ def test_clip_score_and_nano_pass_on(monkeypatch: pytest.MonkeyPatch, isolated: 
     monkeypatch.setattr("fourdfy_cli.nano.show", show, raising=False)
     monkeypatch.setitem(sys.modules, "fourdfy_cli.nano.show", show)
     stub("evaluate", clip=None)
-    stub("evaluate.clip", score_runs=lambda *a: calls.append(("clip", *a)) or {"mean": 30.0})
+    stub("evaluate.score", Choice=lambda *a: a, score=lambda a, b, _: calls.append(("clip", a, *b)) or ({"sets": [], "videos": []}, []))
     stub("nano.score", score=lambda *a: calls.append(("score", *a)) or {"iou": 0.8})
     stub("nano.sample", sample=lambda *a: calls.append(("sample", *a)) or a[2])
     stub("nano.train", train=lambda *a: calls.append(("train", *a[:4])))
@@ -263,7 +263,8 @@ def test_clip_score_and_nano_pass_on(monkeypatch: pytest.MonkeyPatch, isolated: 
     ):  # fmt: skip
         assert main.run(line.split()) == 0
     assert calls == [
-        ("clip", [Path(".")], "ViT-B-32"), ("score", Path(".")), ("sample", "dog", "video", Path("sample.png"), 2, 25, 3.0),
+        ("clip", [Path(".")], "ViT-B-32", None, None, Path("."), "cpu"),
+        ("score", Path(".")), ("sample", "dog", "video", Path("sample.png"), 2, 25, 3.0),
         ("train", "vae", Path("models"), True, 0), ("video", "dog", Path("gt.mp4")), ("sheet", "dog", Path("a.png")),
     ]  # fmt: skip
 

@@ -1,15 +1,41 @@
-import json
-import math
+"""CLIP as a judge against a hand computation, transformers' CLIP and Pillow."""
 
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
 import open_clip
 import pytest
 import torch
+import transformers
+from huggingface_hub import constants
+from PIL import Image
 from safetensors.torch import save_file
 
 from fourdfy_cli.errors import FourdfyError
-from fourdfy_cli.evaluate.clip import cosines, find_runs, load_clip
+from fourdfy_cli.evaluate.clip import cosines, load_clip, square
 from fourdfy_cli.nano.train_clip import CONFIG, MEAN, STD, export_clip, said, true_of
-from fourdfy_cli.scene.cameras import mav3d
+
+RENAMED = {
+    r"^positional_embedding": "text_model.embeddings.position_embedding.weight",
+    r"^token_embedding": "text_model.embeddings.token_embedding",
+    r"^ln_final": "text_model.final_layer_norm",
+    r"^text_projection": "text_projection.weight",
+    r"^transformer\.resblocks": "text_model.encoder.layers",
+    r"^visual\.class_embedding": "vision_model.embeddings.class_embedding",
+    r"^visual\.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    r"^visual\.conv1": "vision_model.embeddings.patch_embedding",
+    r"^visual\.ln_pre": "vision_model.pre_layrnorm",
+    r"^visual\.ln_post": "vision_model.post_layernorm",
+    r"^visual\.proj": "visual_projection.weight",
+    r"^visual\.transformer\.resblocks": "vision_model.encoder.layers",
+    r"\.attn\.": ".self_attn.",
+    r"\.ln_([12])": r".layer_norm\1",
+    r"\.mlp\.c_fc": ".mlp.fc1",
+    r"\.mlp\.c_proj": ".mlp.fc2",
+}  # open_clip's names (left) in transformers
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +62,71 @@ def test_score_equals_a_hand_computation(folder):
         for frame in frames:
             picture = model.encode_image(((frame - 0.5) / 0.5)[None])[0]
             expected.append(100 * float(picture @ words) / float(picture.norm() * words.norm()))
-    assert torch.allclose(cosines(clip, "a red dog jumping", frames), torch.tensor(expected), atol=1e-4)
+    assert torch.allclose(cosines(clip, "a red dog jumping", frames), torch.tensor(expected), rtol=0, atol=1e-5 * 100)
+
+
+def as_transformers(model: open_clip.CLIP, activation: str) -> transformers.CLIPModel:
+    """The same CLIP in the classes of transformers, weight by weight."""
+    vision, text = CONFIG["vision_cfg"], CONFIG["text_cfg"]
+    both = {"projection_dim": CONFIG["embed_dim"], "hidden_act": activation}
+    vision_sizes = {
+        "hidden_size": vision["width"], "intermediate_size": 4 * vision["width"], "num_hidden_layers": vision["layers"],
+        "num_attention_heads": vision["width"] // vision["head_width"],
+        "image_size": vision["image_size"], "patch_size": vision["patch_size"],
+    }  # fmt: skip
+    text_sizes = {
+        "hidden_size": text["width"], "intermediate_size": 4 * text["width"], "num_hidden_layers": text["layers"],
+        "num_attention_heads": text["heads"], "max_position_embeddings": text["context_length"], "vocab_size": text["vocab_size"],
+        "eos_token_id": text["vocab_size"] - 1, "bos_token_id": text["vocab_size"] - 2,
+    }  # fmt: skip
+    config = transformers.CLIPConfig(text_config={**text_sizes, **both}, vision_config={**vision_sizes, **both}, **both)
+    weights = {}
+    for key, value in model.state_dict().items():
+        name = key
+        for old, new in RENAMED.items():
+            name = re.sub(old, new, name)
+        if "in_proj" in name:
+            kind = "weight" if value.dim() == 2 else "bias"
+            for letter, part in zip("qkv", value.chunk(3), strict=True):
+                weights[name.replace(f"in_proj_{kind}", f"{letter}_proj.{kind}")] = part
+        else:
+            weights[name] = value.T if key in ("visual.proj", "text_projection") else value
+    twin = transformers.CLIPModel(config)
+    buffers = {key: value for key, value in twin.state_dict().items() if key.endswith("position_ids")}
+    twin.load_state_dict(weights | buffers)
+    return twin.eval()
+
+
+@pytest.mark.parametrize("quick, activation", [(False, "gelu"), (True, "quick_gelu")])
+def test_embeddings_are_those_of_transformers(quick, activation, tmp_path):
+    torch.manual_seed(3)
+    model = open_clip.CLIP(**CONFIG, quick_gelu=quick)
+    export_clip(model, tmp_path)
+    about = json.loads((tmp_path / "open_clip_config.json").read_text())
+    about["model_cfg"]["quick_gelu"] = quick
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(about))
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, tmp_path / "open_clip_model.safetensors")
+    clip, twin = load_clip(f"local-dir:{tmp_path}"), as_transformers(model, activation)
+    frames = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    prompts = ["a red dog jumping", "a blue cat"]
+    with torch.no_grad():
+        out = twin(input_ids=clip.tokenize(prompts), pixel_values=(frames - 0.5) / 0.5)
+    assert (clip.texts(prompts) - out.text_embeds).abs().max() < 1e-5
+    assert (clip.pictures(frames) - out.image_embeds).abs().max() < 1e-5
+    theirs = 100 * (out.image_embeds * out.text_embeds[0]).sum(-1)
+    assert (cosines(clip, prompts[0], frames) - theirs).abs().max() < 1e-3 and theirs.std() > 1e-2
+
+
+@pytest.mark.parametrize("height, width", [(256, 256), (96, 130), (131, 97), (40, 64), (64, 64)])
+def test_pictures_are_prepared_as_pillow_does_it(height, width):
+    rng = np.random.default_rng(0)
+    picture = np.asarray(Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC))
+    scale = 64 / min(height, width)
+    sides = [64 if side == min(height, width) else int(side * scale) for side in (width, height)]
+    small = np.asarray(Image.fromarray(picture).resize(tuple(sides), Image.Resampling.BICUBIC)).astype(int)
+    top, left = (small.shape[0] - 64) // 2, (small.shape[1] - 64) // 2
+    ours = square(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] / 255, 64)
+    assert np.abs((ours[0].permute(1, 2, 0) * 255).numpy() - small[top : top + 64, left : left + 64]).max() <= 1.6  # Pillow rounds twice
 
 
 def test_pictures_of_another_size_are_resized_to_the_models(folder):
@@ -59,6 +149,14 @@ def test_unknown_and_missing_models(name, code):
     assert error.value.code == code and error.value.hint.startswith("fourdfy clip-score")
 
 
+def test_the_published_model_out_of_reach(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FourdfyError) as error:
+        load_clip("ViT-B-32")
+    assert error.value.code == 3 and "--clip nano" in error.value.hint and "fourdfy models pull clip" in error.value.hint
+
+
 def test_a_damaged_model_is_one_line(folder, tmp_path):
     (tmp_path / "open_clip_config.json").write_text((folder / "open_clip_config.json").read_text())
     (tmp_path / "open_clip_model.safetensors").write_bytes((folder / "open_clip_model.safetensors").read_bytes()[:1000])
@@ -68,32 +166,6 @@ def test_a_damaged_model_is_one_line(folder, tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "open_clip_model.safetensors")
     with pytest.raises(FourdfyError):
         load_clip(f"local-dir:{tmp_path}")
-
-
-def test_runs_are_found_at_and_below_a_path(tmp_path):
-    for name in ("b", "a"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "run.json").write_text(json.dumps({}))
-    assert find_runs([tmp_path]) == [tmp_path / "a", tmp_path / "b"]
-    assert find_runs([tmp_path / "b"]) == [tmp_path / "b"]
-    (tmp_path / "c").mkdir()
-    with pytest.raises(FourdfyError) as error:
-        find_runs([tmp_path / "c"])
-    assert error.value.code == 2
-
-
-def test_the_mav3d_path():
-    shot = mav3d(256)
-    azimuth, time = torch.rad2deg(shot.azimuth()) % 360, shot.time
-    assert len(shot) == 124 and shot.size == (256, 256)
-    for block, start in enumerate((0.0, 270.0, 180.0, 90.0)):
-        first = 31 * block
-        assert torch.allclose((azimuth[first : first + 16] - start + 180) % 360 - 180, torch.zeros(16), atol=1e-3)
-        turned = (start - azimuth[first + 16 : first + 31]) % 360
-        assert torch.allclose(turned, 6.0 * torch.arange(1, 16), atol=1e-3)
-    assert torch.allclose(time[:62], torch.arange(62) / 63) and torch.equal(time[:62], time[62:])
-    assert torch.allclose(shot.c2w[:, :3, 3].norm(dim=1), torch.tensor(3.0)) and torch.allclose(shot.fovy, torch.tensor(math.radians(40)))
-    assert torch.allclose(torch.rad2deg(shot.elevation()), torch.tensor(15.0), atol=1e-3)
 
 
 def test_a_caption_matches_where_every_word_is_true():

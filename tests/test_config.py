@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -91,11 +92,18 @@ def test_any_dictionary_is_a_recipe_or_one_line(value: object, key: str):
 def test_keys_must_match(change: str):
     values = config.to_dict(NANO)
     if change == "missing":
-        del values["march"]["cells"]
+        del values["stage1"]["p_3d"]
     else:
-        values["march"]["cellz"] = 3
-    with pytest.raises(FourdfyError, match="march.*cell"):
+        values["stage1"]["p_4d"] = 0.5
+    with pytest.raises(FourdfyError, match="stage1.*p_[34]d"):
         config.from_dict(values)
+
+
+def test_a_recipe_from_before_a_setting_was_there():
+    values = config.to_dict(NANO)
+    del values["field"]["kind"], values["field"]["deformation"], values["vsd"]
+    field = replace(NANO.field, deformation=config.Field().deformation)
+    assert config.from_dict(values) == replace(NANO, field=field, vsd=config.Vsd())
 
 
 @settings(max_examples=50, deadline=None)

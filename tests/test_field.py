@@ -7,15 +7,25 @@ import dataclasses
 import pytest
 import torch
 
-from fourdfy_cli import config
+from fourdfy_cli import config, presets
 from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.scene.field import Field
 
-TINY = config.Field(config.Grid(2, 2, 5, 2, 1.5), config.Grid(2, 2, 5, 2, 1.5), hidden=6, init=0.5)
+TINY = config.Field(*(config.Grid(2, 2, 5, 2, 1.5),) * 2, hidden=6, init=0.5, deformation=config.Grid(3, 2, 5, 2, 1.5))
+KINDS = {kind: dataclasses.replace(TINY, kind=kind) for kind in ("hashgrid", "hexplane", "deformation")}
+EVERY = pytest.mark.parametrize("cfg", KINDS.values(), ids=KINDS)
 
 
 def field(cfg: config.Field = TINY) -> Field:
     return Field(cfg, torch.Generator().manual_seed(0))
+
+
+def awake(cfg: config.Field) -> Field:
+    """In float64, and a deformation that already moves something."""
+    f = field(cfg).double()
+    if cfg.kind == "deformation":
+        torch.nn.init.normal_(f.dynamic.net[-1].weight, std=0.05, generator=torch.Generator().manual_seed(2))
+    return f
 
 
 def where(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,8 +53,9 @@ def test_density_and_colour_by_hand():
     assert torch.equal(f.density(x, time, 0.7), density)
 
 
-def test_starts_as_a_blob():
-    f = field(dataclasses.replace(TINY, init=1e-4))
+@EVERY
+def test_starts_as_a_blob(cfg):
+    f = field(dataclasses.replace(cfg, init=1e-4))
     along = torch.tensor([[0.0, 0, 0], [0.5, 0, 0], [1.0, 0, 0]])
     density = f.density(along, torch.zeros(3), 0.5)
     torch.testing.assert_close(density, torch.nn.functional.softplus(torch.tensor([10.0, 0.0, -10.0])), rtol=1e-2, atol=1e-3)
@@ -57,8 +68,25 @@ def test_dynamic_grid_is_always_added_and_moves_the_scene():
     assert torch.equal(f.features(x, time), f.features(x, 0 * time))
 
 
-def test_gradcheck_in_points_times_and_parameters():
-    f, (x, time) = field().double(), where(4)
+@EVERY
+def test_the_dynamic_part_is_hardly_there_before_stage_3(cfg):
+    f, (x, time) = field(dataclasses.replace(cfg, init=1e-4)).double(), where(30)
+    (density, rgb), (later, later_rgb) = f(x, 0 * time, 0.7), f(x, time, 0.7)
+    torch.testing.assert_close(later, density, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(later_rgb, rgb, rtol=0, atol=1e-4)
+
+
+@EVERY
+def test_the_dynamic_part_moves_the_scene(cfg):
+    f, (x, time) = awake(cfg), where(30)
+    assert (f.density(x, time, 0.7) - f.density(x, 0 * time, 0.7)).abs().max() > 1e-3
+
+
+@EVERY
+def test_gradcheck_in_points_times_and_parameters(cfg):
+    small = config.Grid(1, 2, 4, 2, 1.5)
+    f, (x, time) = awake(dataclasses.replace(cfg, static=small, dynamic=small, deformation=small, hidden=4)), where(3)
+    x = 0.5 * x  # away from the walls, where a displaced point stops
     parameters = {name: p.detach().clone().requires_grad_() for name, p in f.named_parameters()}
 
     def run(x, time, *values):
@@ -67,14 +95,56 @@ def test_gradcheck_in_points_times_and_parameters():
     assert torch.autograd.gradcheck(run, (x.requires_grad_(), time.requires_grad_(), *parameters.values()))
 
 
-def test_attach_trains_both_grids_as_features_does():
-    f, (x, time) = field().double(), where(30)
-    tables = (f.static.table, f.dynamic.table)
-    direct = torch.autograd.grad(f.features(x, time).square().sum(), tables)
+@EVERY
+def test_attach_trains_both_parts_as_features_does(cfg):
+    f, (x, time) = awake(cfg), where(30)
+    trained = (*f.static.parameters(), *f.dynamic.parameters())
+    direct = torch.autograd.grad(f.features(x, time).square().sum(), trained)
     with torch.no_grad():
         known = f.features(x, time)
-    for a, b in zip(direct, torch.autograd.grad(f.attach(known, x, time).square().sum(), tables), strict=True):
+    attached = f.attach(known, x, time)
+    assert torch.equal(attached, known)
+    for a, b in zip(direct, torch.autograd.grad(attached.square().sum(), trained), strict=True):
         assert torch.equal(a, b)
+
+
+@EVERY
+def test_a_frozen_dynamic_part_gets_no_gradient(cfg):
+    f, (x, time) = awake(cfg), where(30)
+    f.dynamic.requires_grad_(False)
+    f.density(x, time, 0.7).sum().backward()
+    assert all(p.grad is None for p in f.dynamic.parameters()) and any(p.grad.any() for p in f.static.parameters())
+
+
+def test_hexplane_by_hand():
+    """Pairs of complementary planes are added, the three sums concatenated."""
+    f, (x, time) = awake(KINDS["hexplane"]), where(20)
+    unit = (x + 1) / 2
+    moment = torch.cat([unit, time[:, None]], 1)
+    parts = [s(unit[:, p]) + d(moment[:, q]) for s, p, d, q in zip(
+        f.static.planes, ((0, 1), (0, 2), (1, 2)), f.dynamic.planes, ((2, 3), (1, 3), (0, 3)), strict=True
+    )]  # fmt: skip
+    torch.testing.assert_close(f.features(x, time), torch.cat(parts, 1))
+
+
+def test_deformation_carries_the_whole_static_scene_along():
+    """Colour, density and its bias are those of the point that x came from."""
+    f, (x, time) = awake(KINDS["deformation"]), where(30)
+    torch.nn.init.normal_(f.dynamic.net[-1].weight, generator=torch.Generator().manual_seed(2))
+    origin = 2 * f.dynamic(torch.cat([(x + 1) / 2, time[:, None]], 1)) - 1
+    assert (origin - x).abs().max() > 0.1
+    (density, rgb), features = f(x, time, 0.7), f.static((origin + 1) / 2)
+    bias = 10 * (1 - origin.square().sum(1).sqrt() / 0.7)
+    torch.testing.assert_close(density, torch.nn.functional.softplus(f.density_net(features)[:, 0] + bias))
+    torch.testing.assert_close(rgb, torch.sigmoid(f.colour_net(features)))
+
+
+@pytest.mark.parametrize("name", ["nano", "paper"])
+def test_kinds_cost_the_same(name):
+    """A HexPlane's parts have within 2 % as many parameters as the hash grids."""
+    hashed, planes = (field(dataclasses.replace(presets.preset(name).field, kind=kind)) for kind in ("hashgrid", "hexplane"))
+    for part in ("static", "dynamic"):
+        assert 0.98 < count(getattr(planes, part)) / count(getattr(hashed, part)) < 1.02
 
 
 def test_grids_that_cannot_be_added():
@@ -83,8 +153,9 @@ def test_grids_that_cannot_be_added():
     assert error.value.code == 2 and "field.dynamic.levels=2" in error.value.hint
 
 
-def test_the_seed_alone_decides_the_start():
+@EVERY
+def test_the_seed_alone_decides_the_start(cfg):
     torch.manual_seed(0)
-    first = field().state_dict()
+    first = field(cfg).state_dict()
     torch.manual_seed(1)
-    assert all(torch.equal(a, b) for a, b in zip(first.values(), field().state_dict().values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first.values(), field(cfg).state_dict().values(), strict=True))

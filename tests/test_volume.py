@@ -12,7 +12,6 @@ from fourdfy_cli.scene import volume
 from fourdfy_cli.scene.occupancy import Occupancy, lookup
 from fourdfy_cli.scene.volume import Samples, accumulate, composite, march, visible
 
-
 EVERYWHERE = torch.ones(2, 2, 2, dtype=torch.bool)
 
 
@@ -93,9 +92,8 @@ def test_composite_equals_the_loops_forward_and_backward():
     density, rgb, samples = packed(counts)
     density.requires_grad_(), rgb.requires_grad_()
     fast = accumulate(density, rgb, samples, len(counts))
-    rows = [
-        reference.composite_ray(*(by_ray(samples, v, ray) for v in (density, rgb, samples.t, 0.3 + 0 * samples.t))) for ray in range(len(counts))
-    ]
+    each = (density, rgb, samples.t, torch.full_like(samples.t, samples.delta))
+    rows = [reference.composite_ray(*(by_ray(samples, v, ray) for v in each)) for ray in range(len(counts))]
     slow = [torch.stack(part) for part in zip(*rows, strict=True)]
     for a, b in zip(fast, slow, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -30,6 +30,7 @@ class Bench(options.Common):
         None
     )
     memory: Annotated[bool, typer.Option("--memory", help="Instead: a video step's memory, all at once and in chunks.")] = False
+    kernels: Annotated[bool, typer.Option("--kernels", help="Instead: the speed of the inner loops, backend by backend.")] = False
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.", show_default="cuda if there is one")] = None
 
 
@@ -43,6 +44,8 @@ def bench(wanted: Bench) -> None:
     from fourdfy_cli import bench as stand
 
     device = torch.device(wanted.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if wanted.kernels:
+        return _kernels(wanted, str(device))
     models = f"random, {recipe.models.size} size" if recipe.models.set == "random" else recipe.models.set
     about = {"preset": recipe.name, "models": models, "device": stand.device_name(device)}
     prompt = PROMPTS[recipe.models.set]
@@ -54,6 +57,17 @@ def bench(wanted: Bench) -> None:
         wanted.output.note(str(row))
         rows.append(row)
     _finish(wanted, recipe, about, [asdict(row) for row in rows], stand.summary(recipe, rows))
+
+
+def _kernels(wanted: Bench, device: str) -> None:
+    """Measure the inner loops alone."""
+    from fourdfy_cli import kernelbench
+
+    rows = []
+    for row in kernelbench.measure(device, wanted.steps):
+        wanted.output.note(" ".join(f"{key}={round(value, 3) if isinstance(value, float) else value}" for key, value in row.items()))
+        rows.append(row)
+    wanted.output.finish({"machine": kernelbench.machine(device), "kernels": rows})
 
 
 def _recipe(wanted: Bench) -> config.Recipe:

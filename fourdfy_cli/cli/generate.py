@@ -114,7 +114,7 @@ def _run(prompt: str, recipe: config.Recipe, run: options.Run, stages: tuple[int
     from fourdfy_cli.train import run as train
 
     with output.events() as events:
-        result = train(prompt, recipe, run.out, seed, stages, resume, Machine(device, run.vram), events)
+        result = train(prompt, recipe, run.out, seed, stages, resume, Machine(device, run.vram, run.backend), events)
     if not run.json:
         output.note("wrote " + " ".join(str(path) for path in result.files))
     output.finish({"run_dir": result.run_dir, "checkpoint": result.checkpoint, "video": result.video, "seconds": result.seconds})

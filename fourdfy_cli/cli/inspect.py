@@ -10,48 +10,57 @@ from typing import Annotated, Any
 import typer
 
 from fourdfy_cli.cli import options
+from fourdfy_cli.console import emit
 from fourdfy_cli.errors import USAGE, FourdfyError
 
 Source = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint or a run folder.", show_default=False)]
-Sources = Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Run folders, or folders of them.", show_default=False)]
-Clip = Annotated[str, typer.Option("--clip", help="nano, an open_clip name such as ViT-B-32, or local-dir:FOLDER.")]
+Sources = Annotated[
+    list[Path], typer.Argument(metavar="PATH...", help="Run folders, checkpoints, mp4 files, folders of these.", show_default=False)
+]
+ROW = ("prompt", "score", "clip_f", "r_precision", "motion", "flicker")
+CROPS = ("left", "right", "none")
 
 
 @dataclass(frozen=True)
 class Look(options.Common):
     """Options of `render`."""
 
-    orbit: Annotated[bool, typer.Option("--orbit", help="Go round the object while it moves (the default).", show_default=False)] = True
+    orbit: Annotated[bool, typer.Option("--orbit", help="Go round the object while it moves (the default).", show_default=False)] = False
+    path: Annotated[str, typer.Option("--path", help="orbit, mav3d (the published evaluation), fixed, or a FILE.json.")] = "orbit"
     depth: Annotated[bool, typer.Option("--depth", help="Put a depth picture beside the colours.")] = False
     frames: Annotated[Path | None, typer.Option("--frames", help="Also write every frame as PNG here.", show_default=False)] = None
     size: Annotated[
-        int | None, typer.Option("--size", min=16, max=2048, help="Pixels a side.", show_default="from the checkpoint, at least 128")
+        int | None,
+        typer.Option("--size", min=16, max=2048, help="Pixels a side.", show_default="from the checkpoint, at least 128; mav3d: 256"),
     ] = None
-    out: Annotated[Path | None, typer.Option("--out", help="The video, .mp4.", show_default="orbit.mp4 beside the checkpoint")] = None
+    out: Annotated[Path | None, typer.Option("--out", help="The video, .mp4.", show_default="PATH.mp4 beside the checkpoint")] = None
     device: options.Device = "cpu"
 
 
 @options.grouped
 def render(source: Source, look: Look) -> None:
     """Make a video of a scene. Everything comes from the checkpoint; no diffusion model is loaded."""
-    out = look.out or _beside(source, look.depth)
+    if look.orbit and look.path != "orbit":
+        raise FourdfyError(f"--orbit and --path {look.path} are two paths", f"fourdfy render {source} --path {look.path}", USAGE)
+    out = look.out or _beside(source, Path(look.path).stem, look.depth)
     if out.suffix != ".mp4":
         raise FourdfyError(f"a video's name ends in .mp4, unlike {out}", f"fourdfy render {source} --out {out.with_suffix('.mp4')}", USAGE)
     options.check_device(look.device)
+    from fourdfy_cli import paths
     from fourdfy_cli import render as pictures
 
     scene, recipe, _ = pictures.load_scene(source, look.device)
+    film = paths.film(look.path, recipe, look.size)
     for folder in {out.parent, look.frames or out.parent}:
         options.check_writable(folder)
-    shot = pictures.orbit_of(recipe, look.size).shot()
-    wanted = _pictures(pictures.views(scene, recipe, shot), look)
-    pictures.write_video(out, look.output.counted(wanted, len(shot), "rendering"))
-    look.output.finish({"video": out, "frames": look.frames, "count": len(shot), "size": shot.size[0]})
+    wanted = _pictures(pictures.views(scene, recipe, film.shot), look)
+    pictures.write_video(out, look.output.counted(wanted, len(film.shot), "rendering"), film.fps)
+    look.output.finish({"video": out, "frames": look.frames, "count": len(film.shot), "size": film.shot.size[0]})
 
 
-def _beside(source: Path, depth: bool) -> Path:
+def _beside(source: Path, path: str, depth: bool) -> Path:
     """orbit.mp4 in a run folder, stage2-orbit.mp4 beside stage2.pt; -depth with depth."""
-    name = "orbit-depth.mp4" if depth else "orbit.mp4"
+    name = f"{path}-depth.mp4" if depth else f"{path}.mp4"
     return source / name if source.is_dir() else source.with_name(f"{source.stem}-{name}")
 
 
@@ -68,15 +77,62 @@ def _pictures(views: Iterable[tuple[Any, Any]], look: Look) -> Iterator[Any]:
         yield picture
 
 
-@options.grouped
-def clip_score(runs: Sources, common: options.Common, clip: Clip = "nano") -> None:
-    """How well videos fit their prompts, by CLIP: 100 times the cosine, averaged over frames."""
-    for path in runs:
-        if not path.exists():
-            raise FourdfyError(f"{path} does not exist", 'fourdfy generate "a red dog jumping"', USAGE)
-    from fourdfy_cli.evaluate.clip import score_runs
+@dataclass(frozen=True)
+class Judge(options.Common):
+    """Options of `clip-score`."""
 
-    common.output.finish(score_runs(runs, clip))
+    clip: Annotated[str, typer.Option("--clip", help="ViT-B-32 or another of open_clip's names, nano, or local-dir:FOLDER.")] = "ViT-B-32"
+    crop: Annotated[
+        str | None, typer.Option("--crop", help="Of two pictures side by side: left or right; none for a wide one.", show_default=False)
+    ] = None
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="File of the prompts that R-precision tells apart.", show_default="the prompts scored")
+    ] = None
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for clip.json and clip-profile.png.", show_default="PATH, of several the current")
+    ] = None
+    device: options.Device = "cpu"
+
+
+@options.grouped
+def clip_score(paths: Sources, judge: Judge) -> None:
+    """How well videos fit their prompts, by CLIP, and how they move. Runs are rendered on the MAV3D path first."""
+    if judge.crop not in (None, *CROPS):
+        raise FourdfyError(f"there is no half {judge.crop!r}", f"--crop left   ({', '.join(CROPS)})", USAGE)
+    out = judge.out or (paths[0] if len(paths) == 1 and paths[0].is_dir() else Path())
+    options.check_device(judge.device)
+    options.check_writable(out)
+    from fourdfy_cli.evaluate.score import Choice, score
+
+    choice = Choice(judge.clip, judge.crop, judge.prompts, out, judge.device)
+    found, problems = score(paths, choice, judge.output.counted)
+    problems = sorted(problems, key=lambda problem: problem.code)
+    if problems:
+        _tell(judge, found, problems)
+    elif found:
+        judge.output.finish(found if judge.json else _short(found))
+
+
+def _short(found: dict[str, Any]) -> dict[str, Any]:
+    """The report with tables that fit a terminal."""
+    rows = [{"video": Path(row["video"]).name, **{name: row[name] for name in ROW}} for row in found["videos"]]
+    sets = [{name: value for name, value in one.items() if name != "videos"} for one in found["sets"]]
+    return {**found, "sets": sets, "videos": rows}
+
+
+def _tell(common: options.Common, found: dict[str, Any] | None, problems: list[FourdfyError]) -> None:
+    """What was found in spite of the problems, then every problem; raises the last of them. An envelope of a failure holds no data,
+    so with --json all but that one are events."""
+    if common.json:
+        events = [{"event": "problem", "code": one.code, "message": one.message, "hint": one.hint} for one in problems[:-1]]
+        for event in [*([{"event": "scores", **found}] if found else []), *events]:
+            emit(event)
+    else:
+        if found:
+            common.output.finish(_short(found))
+        for problem in problems[:-1]:
+            common.output.fail(problem)
+    raise problems[-1]
 
 
 @options.grouped
@@ -94,8 +150,20 @@ def info(source: Source, common: options.Common) -> None:
         "checkpoint": path, "prompt": state["prompt"], "seed": state["seed"], "preset": recipe.name, "models": recipe.models.set,
         "stage": stage, "step": state["step"], "steps": steps, "parameters": sum(t.numel() for t in state["scene"].values()),
         "bytes": path.stat().st_size, "digest": state["digest"], "next": _next(path, stage, state["step"] < steps),
+        "field": {"kind": recipe.field.kind, **_field_parts(state["scene"])},
     }  # fmt: skip
     common.output.finish(data)
+
+
+def _field_parts(scene: dict[str, Any]) -> dict[str, int]:
+    """Parameters of the field's parts, by name."""
+    counts: dict[str, int] = {}
+    for key, values in scene.items():
+        owner, _, rest = key.partition(".")
+        if owner == "field":
+            part = rest.partition(".")[0]
+            counts[part] = counts.get(part, 0) + values.numel()
+    return counts
 
 
 def _next(path: Path, stage: int, unfinished: bool) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from fourdfy_cli import __version__
-from fourdfy_cli.cli import bench, doctor, generate, inspect, models, nano, options
+from fourdfy_cli.cli import ablate, bench, doctor, generate, inspect, models, nano, options, study
 from fourdfy_cli.console import Output
 from fourdfy_cli.errors import FAILURE, INTERRUPTED, MEMORY, OK, FourdfyError
 
@@ -30,10 +30,12 @@ app.command()(generate.stage3)
 app.command()(inspect.render)
 app.command("clip-score")(inspect.clip_score)
 app.command()(inspect.info)
+app.command()(ablate.ablate)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
 app.add_typer(nano.app, name="nano")
 app.add_typer(models.app, name="models")
+app.add_typer(study.app, name="study")
 
 UsageError = typer.BadParameter.__mro__[2]  # click's ClickException, wherever this Typer keeps its click
 
@@ -79,7 +81,7 @@ def _output(args: list[str]) -> Output:
     """Where to write, known before the options are parsed so that a wrong option is reported there too."""
     typed = args[: args.index("--")] if "--" in args else args
     words = [word for word in typed if not word.startswith("-")]
-    return Output(" ".join(words[: 2 if words[:1] in (["nano"], ["models"]) else 1]), "--json" in typed)
+    return Output(" ".join(words[: 2 if words[:1] in (["nano"], ["models"], ["study"]) else 1]), "--json" in typed)
 
 
 def _as_ours(error: BaseException, args: list[str]) -> FourdfyError:

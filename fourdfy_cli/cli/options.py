@@ -80,6 +80,9 @@ class Run(Common):
         float | None,
         typer.Option("--vram", envvar="FOURDFY_VRAM", min=0.0, help="Memory to stay within, GB.", show_default="what the card has"),
     ] = None
+    backend: Annotated[
+        str, typer.Option("--backend", envvar="FOURDFY_BACKEND", help="Inner loops: auto, torch, numba, triton or tcnn.")
+    ] = "auto"
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be done, with sources, downloads, memory and time, and stop.")
     ] = False

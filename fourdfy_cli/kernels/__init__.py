@@ -49,8 +49,11 @@ def choose(name: str, device: str) -> Backend:
 def _imported(name: str) -> Backend:
     """The modules of a backend, imported when it is wanted."""
     if name == "numba":
+        import numba
+
         from fourdfy_cli.kernels import numba_hashgrid, numba_volume
 
+        numba.config.SLP_VECTORIZE = True  # makes one vector of the two or four features of a row
         return Backend(name, numba_hashgrid.ENCODING, numba_volume.VOLUME)
     from fourdfy_cli.kernels import triton_hashgrid, triton_volume
 

@@ -1,7 +1,7 @@
 """The hash grid on a CPU, compiled by numba, for points of three and four axes; the notation is that of scene/hashgrid.py.
 
-Each thread looks up blocks of points of its own. The table's gradient is shared out by levels, each of which one thread
-sums over the points in order: no two threads write to the same row, and the result does not depend on how many there are.
+Each thread looks up points of its own. The table's gradient is shared out by levels, each of which one thread sums over the
+points in order: no two threads write to the same row, and the result does not depend on how many there are.
 
 Arrays are flat, and what a loop must know when it is compiled (axes, features, dense or not) comes as the length of a
 tuple: numba compiles one version per length and keeps it on disk. Indices are unsigned, which spares the test for
@@ -10,16 +10,16 @@ negative ones.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import njit
 from torch import Tensor
 
+from fourdfy_cli.kernels.threads import share, spread
 from fourdfy_cli.scene import hashgrid
 from fourdfy_cli.scene.hashgrid import PRIMES, Encoding, Level
 
-BLOCK = 2**16  # points a thread takes through all levels, one after another, so that a level's rows stay in its cache
+BLOCK = 2**16  # points at most that a thread takes through all levels, one after another, so that a level's rows stay in its cache
 FAST = {"contract"}  # a product and a sum may become one instruction; nothing else is reordered
 ONE, TWO, THREE = np.uint64(1), np.uint64(2), np.uint64(3)
 
@@ -29,7 +29,8 @@ def lookup(x: Tensor, table: Tensor, levels: list[Level]) -> Tensor:
     if x.shape[1] < 3:
         return hashgrid.lookup(x, table, levels)
     out = torch.empty(len(x), len(levels) * table.shape[1], dtype=table.dtype)
-    _lookup(*_arrays(x, table, out), *_about(levels, x, table))
+    arrays, about = _arrays(x, table, out), _about(levels, x, table)
+    spread(lambda begin, end: _lookup(*arrays, *about, begin, end), len(x), BLOCK)
     return out
 
 
@@ -37,8 +38,9 @@ def table_gradient(x: Tensor, table: Tensor, levels: list[Level], grad: Tensor) 
     """See scene.hashgrid.table_gradient."""
     if x.shape[1] < 3:
         return hashgrid.table_gradient(x, table, levels, grad)
-    out = torch.zeros_like(table, memory_format=torch.contiguous_format)
-    _table_gradient(*_arrays(x, out, grad), *_about(levels, x, table), numba.get_num_threads())
+    out = torch.from_numpy(np.zeros(tuple(table.shape), dtype=_arrays(table)[0].dtype))
+    arrays, about = _arrays(x, out, grad), _about(levels, x, table)
+    share(lambda level: _table_gradient(*arrays, *about, level), len(levels))
     return out
 
 
@@ -47,7 +49,8 @@ def points_gradient(x: Tensor, table: Tensor, levels: list[Level], grad: Tensor)
     if x.shape[1] < 3:
         return hashgrid.points_gradient(x, table, levels, grad)
     out = torch.zeros_like(x, memory_format=torch.contiguous_format)
-    _points_gradient(*_arrays(x, table, grad, out), *_about(levels, x, table))
+    arrays, about = _arrays(x, table, grad, out), _about(levels, x, table)
+    spread(lambda begin, end: _points_gradient(*arrays, *about, begin, end), len(x), BLOCK)
     return out
 
 
@@ -67,38 +70,30 @@ def _about(levels: list[Level], x: Tensor, table: Tensor) -> tuple[np.ndarray, n
     return scale, np.array(rows, dtype=np.uint64), (0,) * dims, (0,) * table.shape[1]
 
 
-@njit(parallel=True, cache=True)
-def _lookup(x, table, out, scale, about, axes, features):
-    count = len(x) // len(axes)
-    for block in prange((count + BLOCK - 1) // BLOCK):
-        begin, end = block * BLOCK, min((block + 1) * BLOCK, count)
-        for k in range(len(scale)):
-            if about[k, 2]:
-                _gather(x, table, out, begin, end, k, scale, about[k], axes, features, (0,))
-            else:
-                _gather(x, table, out, begin, end, k, scale, about[k], axes, features, ())
+@njit(cache=True, nogil=True)
+def _lookup(x, table, out, scale, about, axes, features, begin, end):
+    for k in range(len(scale)):
+        if about[k, 2]:
+            _gather(x, table, out, begin, end, k, scale, about[k], axes, features, (0,))
+        else:
+            _gather(x, table, out, begin, end, k, scale, about[k], axes, features, ())
 
 
-@njit(parallel=True, cache=True)
-def _table_gradient(x, out, grad, scale, about, axes, features, threads):
-    for thread in prange(threads):
-        for k in range(thread, len(scale), threads):
-            if about[k, 2]:
-                _scatter(x, out, grad, k, scale, about[k], axes, features, (0,))
-            else:
-                _scatter(x, out, grad, k, scale, about[k], axes, features, ())
+@njit(cache=True, nogil=True)
+def _table_gradient(x, out, grad, scale, about, axes, features, k):
+    if about[k, 2]:
+        _scatter(x, out, grad, k, scale, about[k], axes, features, (0,))
+    else:
+        _scatter(x, out, grad, k, scale, about[k], axes, features, ())
 
 
-@njit(parallel=True, cache=True)
-def _points_gradient(x, table, grad, out, scale, about, axes, features):
-    count = len(x) // len(axes)
-    for block in prange((count + BLOCK - 1) // BLOCK):
-        begin, end = block * BLOCK, min((block + 1) * BLOCK, count)
-        for k in range(len(scale)):
-            if about[k, 2]:
-                _slope(x, table, grad, out, begin, end, k, scale, about[k], axes, features, (0,))
-            else:
-                _slope(x, table, grad, out, begin, end, k, scale, about[k], axes, features, ())
+@njit(cache=True, nogil=True)
+def _points_gradient(x, table, grad, out, scale, about, axes, features, begin, end):
+    for k in range(len(scale)):
+        if about[k, 2]:
+            _slope(x, table, grad, out, begin, end, k, scale, about[k], axes, features, (0,))
+        else:
+            _slope(x, table, grad, out, begin, end, k, scale, about[k], axes, features, ())
 
 
 @njit(inline="always")

@@ -1,6 +1,7 @@
 """Ray marching and compositing on a CPU, compiled by numba; the notation is that of scene/volume.py.
 
 Each thread walks along rays of its own and meets their samples in order, so nothing depends on how many threads there are.
+Distances and sums are float64 on the way.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ import math
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import njit
 from torch import Tensor
 
+from fourdfy_cli.kernels.threads import spread
 from fourdfy_cli.scene.volume import OPAQUE, Composite, Samples, Volume
+
+TINY = 1e-19  # a direction's component below this is taken for this
 
 
 def march(
@@ -21,32 +25,37 @@ def march(
     """See scene.volume.march."""
     offset = torch.full_like(origin[:, 0], 0.5) if jitter is None else jitter
     box = origin.new_tensor([[-1.0] * 3, [1.0] * 3]) if bounds is None else bounds.to(origin)
-    length = torch.tensor(step_length, dtype=origin.dtype).numpy()[()]
-    arrays = [part.detach().contiguous().numpy() for part in (origin, direction, binary, offset, box)]
-    ends = _count(*arrays, length).cumsum()
-    ray, t = torch.empty(ends[-1] if len(ends) else 0, dtype=torch.int64), origin.new_empty(ends[-1] if len(ends) else 0)
-    _fill(*arrays, length, ends, ray.numpy(), t.numpy())
+    about = (*_arrays(origin, direction, binary.flatten()), len(binary), *_arrays(offset, box), step_length)
+    count = np.zeros(len(origin), np.int64)
+    spread(lambda begin, end: _count(*about, count, begin, end), len(origin), len(origin))
+    ends = count.cumsum()
+    ray, t = torch.empty(int(ends[-1:].sum()), dtype=torch.int64), origin.new_empty(int(ends[-1:].sum()))
+    spread(lambda begin, end: _fill(*about, ends, *_arrays(ray, t), begin, end), len(origin), len(origin))
     return Samples(ray, t, step_length)
 
 
 def visible(density: Tensor, samples: Samples, rays: int, alpha: float | Tensor, transmittance: float) -> Tensor:
     """See scene.volume.visible."""
     keep = torch.empty(len(density), dtype=torch.bool)
-    _visible(*_arrays(density, samples.ray), rays, samples.delta, float(alpha), transmittance, keep.numpy())
+    arrays, least = _arrays(density, keep), (samples.delta, float(alpha), transmittance)
+    starts = _starts(samples, rays)
+    spread(lambda begin, end: _visible(*arrays, starts, *least, begin, end), rays, rays)
     return keep
 
 
 def composite(density: Tensor, rgb: Tensor, samples: Samples, rays: int) -> Composite:
     """See scene.volume.composite."""
     seen = Composite(density.new_empty(rays, 3), density.new_empty(rays), density.new_empty(rays))
-    _composite(*_arrays(density, rgb, samples.ray, samples.t), samples.delta, *_arrays(*seen))
+    arrays, starts = _arrays(density, rgb, samples.t, *seen), _starts(samples, rays)
+    spread(lambda begin, end: _composite(*arrays, starts, samples.delta, begin, end), rays, rays)
     return seen
 
 
 def composite_gradient(density: Tensor, rgb: Tensor, samples: Samples, rays: int, grad: Composite) -> tuple[Tensor, Tensor]:
     """See scene.volume.composite_gradient."""
     out = torch.empty_like(density), torch.empty_like(rgb, memory_format=torch.contiguous_format)
-    _composite_gradient(*_arrays(density, rgb, samples.ray, samples.t), samples.delta, *_arrays(*grad), *_arrays(*out))
+    arrays, starts = _arrays(density, rgb, samples.t, *grad, *out), _starts(samples, rays)
+    spread(lambda begin, end: _composite_gradient(*arrays, starts, samples.delta, begin, end), rays, rays)
     return out
 
 
@@ -57,74 +66,73 @@ def _arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [tensor.detach().contiguous().numpy() for tensor in tensors]
 
 
+def _starts(samples: Samples, rays: int) -> np.ndarray:
+    """Index of the first sample of each ray, and one past the last sample of all."""
+    return np.searchsorted(samples.ray.numpy(), np.arange(rays + 1))
+
+
 @njit(inline="always")
-def _span(o, d, box):
-    """Where a ray enters and leaves a box, entry not before t = 0."""
-    real = o.dtype.type
-    enter, leave = real(0), real(np.inf)
-    for axis in range(3):
-        slope = d[axis] if abs(d[axis]) > real(1e-19) else real(1e-19)
-        a, b = (box[0, axis] - o[axis]) / slope, (box[1, axis] - o[axis]) / slope
-        enter, leave = max(enter, min(a, b)), min(leave, max(a, b))
-    return enter, leave
+def _crossing(o, d, low, high):
+    """Where a ray meets the two faces of a box along one axis, the nearer first."""
+    slope = d if abs(d) > TINY else TINY
+    a, b = (low - o) / slope, (high - o) / slope
+    return min(a, b), max(a, b)
 
 
 @njit(inline="always")
 def _lattice(o, d, offset, bounds, length):
     """First t, and the number of the first and of the last sample, of a ray; see scene.volume._lattice."""
-    real = o.dtype.type
-    box = np.array([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]], dtype=o.dtype)
-    enter, leave = _span(o, d, box)
-    start, spare = enter + offset * length, real(0.01) * length
-    begin, end = _span(o, d, bounds)
+    enter, leave, begin, end = 0.0, np.inf, 0.0, np.inf
+    for axis in range(3):
+        a, b = _crossing(o[axis], d[axis], -1.0, 1.0)
+        enter, leave = max(enter, a), min(leave, b)
+        a, b = _crossing(o[axis], d[axis], bounds[0, axis], bounds[1, axis])
+        begin, end = max(begin, a), min(end, b)
+    start, spare = enter + offset * length, 0.01 * length
     first = math.ceil((max(enter, begin - spare) - start) / length)
     last = math.floor((min(leave, end + spare) - start) / length)
     return start, max(first, 0), last
 
 
 @njit(inline="always")
-def _occupied(o, d, t, binary):
-    """Whether the point at t along a ray lies in an occupied cell."""
-    real, cells = o.dtype.type, len(binary)
-    half = real(cells) * real(0.5)
-    i = math.floor((o[0] + d[0] * t + real(1)) * half)
-    j = math.floor((o[1] + d[1] * t + real(1)) * half)
-    k = math.floor((o[2] + d[2] * t + real(1)) * half)
-    return 0 <= i < cells and 0 <= j < cells and 0 <= k < cells and binary[i, j, k]
+def _occupied(o, d, t, binary, cells):
+    """Whether the point at t along a ray lies in an occupied cell; `binary` is flat."""
+    half = 0.5 * cells
+    i, j, k = int((o[0] + d[0] * t + 1) * half), int((o[1] + d[1] * t + 1) * half), int((o[2] + d[2] * t + 1) * half)
+    if i < 0 or j < 0 or k < 0 or i >= cells or j >= cells or k >= cells:
+        return False
+    return binary[np.uint64((i * cells + j) * cells + k)]
 
 
-@njit(parallel=True, cache=True)
-def _count(origin, direction, binary, offset, bounds, length):
+@njit(cache=True, nogil=True)
+def _count(origin, direction, binary, cells, offset, bounds, length, count, begin, end):
     """How many samples each ray has in occupied cells."""
-    real = origin.dtype.type
-    count = np.zeros(len(origin), np.int64)
-    for n in prange(len(origin)):
+    for n in range(begin, end):
         o, d = origin[n], direction[n]
         start, first, last = _lattice(o, d, offset[n], bounds, length)
+        total = 0
         for k in range(first, last + 1):
-            count[n] += _occupied(o, d, start + real(k) * length, binary)
-    return count
+            total += _occupied(o, d, start + k * length, binary, cells)
+        count[n] = total
 
 
-@njit(parallel=True, cache=True)
-def _fill(origin, direction, binary, offset, bounds, length, ends, ray, t):
+@njit(cache=True, nogil=True)
+def _fill(origin, direction, binary, cells, offset, bounds, length, ends, ray, t, begin, end):
     """The samples that `_count` counted, those of ray n up to `ends[n]`."""
-    real = origin.dtype.type
-    for n in prange(len(origin)):
+    for n in range(begin, end):
         o, d = origin[n], direction[n]
         start, first, last = _lattice(o, d, offset[n], bounds, length)
         at = ends[n - 1] if n else 0
         for k in range(first, last + 1):
-            middle = start + real(k) * length
-            if _occupied(o, d, middle, binary):
+            middle = start + k * length
+            if _occupied(o, d, middle, binary, cells):
                 ray[at], t[at] = n, middle
                 at += 1
 
 
-@njit(parallel=True, cache=True)
-def _visible(density, ray, rays, delta, alpha, transmittance, keep):
-    starts = np.searchsorted(ray, np.arange(rays + 1))
-    for n in prange(rays):
+@njit(cache=True, nogil=True)
+def _visible(density, keep, starts, delta, alpha, transmittance, begin, end):
+    for n in range(begin, end):
         depth = 0.0
         for s in range(starts[n], starts[n + 1]):
             tau = density[s] * delta
@@ -132,10 +140,9 @@ def _visible(density, ray, rays, delta, alpha, transmittance, keep):
             depth += min(tau, OPAQUE)
 
 
-@njit(parallel=True, cache=True)
-def _composite(density, rgb, ray, t, delta, colour, opacity, depth):
-    starts = np.searchsorted(ray, np.arange(len(opacity) + 1))
-    for n in prange(len(opacity)):
+@njit(cache=True, nogil=True)
+def _composite(density, rgb, t, colour, opacity, depth, starts, delta, begin, end):
+    for n in range(begin, end):
         r, g, b, total, far, T = 0.0, 0.0, 0.0, 0.0, 0.0, 1.0
         for s in range(starts[n], starts[n + 1]):
             clear = math.exp(-density[s] * delta)
@@ -145,11 +152,10 @@ def _composite(density, rgb, ray, t, delta, colour, opacity, depth):
         colour[n, 0], colour[n, 1], colour[n, 2], opacity[n], depth[n] = r, g, b, total, far
 
 
-@njit(parallel=True, cache=True)
-def _composite_gradient(density, rgb, ray, t, delta, to_colour, to_opacity, to_depth, to_density, to_rgb):
+@njit(cache=True, nogil=True)
+def _composite_gradient(density, rgb, t, to_colour, to_opacity, to_depth, to_density, to_rgb, starts, delta, begin, end):
     """Forwards along a ray for w, then backwards for the sum of g w over the samples behind, g being the gradient in w."""
-    starts = np.searchsorted(ray, np.arange(len(to_opacity) + 1))
-    for n in prange(len(to_opacity)):
+    for n in range(begin, end):
         a, b, c = to_colour[n]
         T = 1.0
         for s in range(starts[n], starts[n + 1]):

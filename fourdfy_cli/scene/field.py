@@ -2,6 +2,9 @@
 
 Notation: N points `x` [N 3] in the scene box [-1,1]^3, times [N] in [0,1], features [N C]; `density` [N] per world
 unit, `rgb` [N 3] in [0,1]. Source: 4D-fy, Sec. 4.1 (static and dynamic hash grids, added) and its released code.
+
+Three kinds of field (`config.Field.kind`) share all but their `static` and `dynamic` part: "hashgrid" and "hexplane" add the features
+of a point and those of a point at a moment; "deformation" looks the point that it came from up in a static grid.
 """
 
 from __future__ import annotations
@@ -13,36 +16,54 @@ from torch import Tensor, nn
 
 from fourdfy_cli import config
 from fourdfy_cli.errors import USAGE, FourdfyError
-from fourdfy_cli.scene.hashgrid import HashGrid
-from fourdfy_cli.scene.mlp import mlp
+from fourdfy_cli.scene import hashgrid
+from fourdfy_cli.scene.deformation import Deformation
+from fourdfy_cli.scene.hashgrid import Encoding, HashGrid
+from fourdfy_cli.scene.hexplane import HexPlane
+from fourdfy_cli.scene.mlp import decode, mlp
 
 
 class Field(nn.Module):
-    """Static 3D grid + dynamic 4D grid -> a density net and a colour net of one hidden layer each, without biases."""
+    """Static and dynamic part -> a density net and a colour net of one hidden layer each, without biases."""
 
-    def __init__(self, cfg: config.Field, generator: torch.Generator):
+    def __init__(self, cfg: config.Field, generator: torch.Generator, encoding: Encoding = hashgrid.TORCH):
         super().__init__()
         channels = cfg.static.levels * cfg.static.features
-        if channels != cfg.dynamic.levels * cfg.dynamic.features:
+        if cfg.kind != "deformation" and channels != cfg.dynamic.levels * cfg.dynamic.features:
             raise FourdfyError(
                 f"the grids' features are added, but the static one gives {channels} and the dynamic one "
                 f"{cfg.dynamic.levels} x {cfg.dynamic.features}",
                 f"--set field.dynamic.levels={cfg.static.levels} --set field.dynamic.features={cfg.static.features}",
                 USAGE,
             )
-        self.blob_height = cfg.blob_height
-        self.static = HashGrid(3, cfg.static, cfg.init, generator)
-        self.dynamic = HashGrid(4, cfg.dynamic, cfg.init, generator)
+        self.kind, self.blob_height = cfg.kind, cfg.blob_height
+        if cfg.kind == "hexplane":
+            channels *= 3
+            self.static = HexPlane(3, cfg.static, cfg.init, generator)
+            self.dynamic = HexPlane(4, cfg.dynamic, cfg.init, generator)
+        else:
+            self.static = HashGrid(3, cfg.static, cfg.init, generator, encoding)
+            if cfg.kind == "deformation":
+                self.dynamic = Deformation(cfg.deformation, cfg.hidden, cfg.init, generator, encoding)
+            else:
+                self.dynamic = HashGrid(4, cfg.dynamic, cfg.init, generator, encoding)
         self.density_net = mlp((channels, cfg.hidden, 1), generator)
         self.colour_net = mlp((channels, cfg.hidden, 3), generator)
 
     def features(self, x: Float[Tensor, "N 3"], time: Float[Tensor, " N"]) -> Float[Tensor, "N C"]:
-        """static(x) + dynamic(x, t), whatever the stage: a dynamic grid that is not trained yet is nearly zero."""
+        """static(x) + dynamic(x, t), whatever the stage: a dynamic grid that is not trained yet is nearly zero. Of a deformation
+        static(y) and y itself, in the box [-1,1]^3, where y is the point that x came from."""
         unit = (x + 1) / 2
-        return self.static(unit) + self.dynamic(torch.cat([unit, time[:, None]], 1))
+        moment = torch.cat([unit, time[:, None]], 1)
+        if self.kind == "deformation":
+            origin = self.dynamic(moment)
+            return torch.cat([self.static(origin), 2 * origin - 1], 1)
+        return self.static(unit) + self.dynamic(moment)
 
     def attach(self, known: Float[Tensor, "N C"], x: Float[Tensor, "N 3"], time: Float[Tensor, " N"]) -> Float[Tensor, "N C"]:
-        """Features that `features(x, time)` gave earlier without a graph, now with one to both grids (not to x)."""
+        """Features that `features(x, time)` gave earlier without a graph, now with one to both parts (not to x)."""
+        if self.kind == "deformation":
+            return self.features(x, time)
         unit = (x + 1) / 2
         return self.dynamic.attach(self.static.attach(known, unit), torch.cat([unit, time[:, None]], 1))
 
@@ -54,14 +75,25 @@ class Field(nn.Module):
         self, x: Float[Tensor, "N 3"], time: Float[Tensor, " N"], blob_std: float
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N 3"]]:
         """Density [N] and colour sigmoid(net) [N 3]."""
-        features = self.features(x, time)
-        return self.density_of(features, x, blob_std), self.colour_of(features)
+        return self.decode(self.features(x, time), x, blob_std)
+
+    def decode(
+        self, features: Float[Tensor, "N C"], x: Float[Tensor, "N 3"], blob_std: float
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N 3"]]:
+        """Density [N] = softplus(net + bias) and colour [N 3] = sigmoid(net), the same from every side, of points with these features."""
+        features, x = self._placed(features, x)
+        out = decode(features, self.density_net, self.colour_net)
+        return F.softplus(out[:, 0] + self._bias(x, blob_std)), torch.sigmoid(out[:, 1:])
 
     def density_of(self, features: Float[Tensor, "N C"], x: Float[Tensor, "N 3"], blob_std: float) -> Float[Tensor, " N"]:
-        """softplus(net + blob_height (1 - |x| / blob_std)); the bias, a cone, starts the scene as a blob at the origin."""
-        blob = self.blob_height * (1 - x.norm(dim=-1) / blob_std)
-        return F.softplus(self.density_net(features)[:, 0] + blob)
+        """The density of `decode` alone."""
+        features, x = self._placed(features, x)
+        return F.softplus(decode(features, self.density_net)[:, 0] + self._bias(x, blob_std))
 
-    def colour_of(self, features: Float[Tensor, "N C"]) -> Float[Tensor, "N 3"]:
-        """Colour sigmoid(net), the same from every side."""
-        return torch.sigmoid(self.colour_net(features))
+    def _placed(self, features: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and points as the nets and the bias want them; a deformation carries the bias along with the point."""
+        return (features[:, :-3], features[:, -3:]) if self.kind == "deformation" else (features, x)
+
+    def _bias(self, x: Tensor, blob_std: float) -> Tensor:
+        """blob_height (1 - |x| / blob_std): a cone, which starts the scene as a blob at the origin."""
+        return self.blob_height * (1 - x.norm(dim=-1) / blob_std)

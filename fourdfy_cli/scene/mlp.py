@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 
 def mlp(widths: tuple[int, ...], generator: torch.Generator) -> nn.Sequential:
@@ -17,3 +18,29 @@ def mlp(widths: tuple[int, ...], generator: torch.Generator) -> nn.Sequential:
         nn.init.uniform_(layer.weight, -(fan_in**-0.5), fan_in**-0.5, generator=generator)
         layers += [layer, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def decode(features: Float[Tensor, "N C"], *nets: nn.Sequential) -> Float[Tensor, "N K"]:
+    """Outputs, side by side, of nets of one hidden layer as `mlp` makes them; differentiable.
+
+    The hidden layers are one matrix product, their activations are overwritten by the ReLU and, on the way back, by their
+    gradient: half the memory traffic of the modules one after another, which is what such small layers cost.
+    """
+    first, last = torch.cat([net[0].weight for net in nets]), torch.block_diag(*(net[2].weight for net in nets))
+    return _Decode.apply(features, first, last)
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, features: Tensor, first: Tensor, last: Tensor) -> Tensor:
+        hidden = (features @ first.t()).relu_()
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(features, first, last, hidden)
+        return hidden @ last.t()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        features, first, last, hidden = ctx.saved_tensors
+        to_last = grad.t() @ hidden
+        to_hidden = torch.ops.aten.threshold_backward(grad @ last, hidden, 0)
+        return to_hidden @ first, to_hidden.t() @ features, to_last

@@ -18,10 +18,11 @@ from fourdfy_cli.scene.background import Background
 from fourdfy_cli.scene.cameras import Shot, rays
 from fourdfy_cli.scene.field import Field
 from fourdfy_cli.scene.occupancy import Occupancy
-from fourdfy_cli.scene.volume import accumulate
+from fourdfy_cli.scene.volume import Samples, accumulate
 
 Worth = Callable[[Tensor], Tensor]
 CHUNK = 160_000  # points queried at once when no gradient is wanted
+ROUND = 16  # samples of a ray looked at before asking whether anything behind them can be seen
 
 
 class Frames(NamedTuple):
@@ -135,25 +136,36 @@ def trace(scene: Scene, rays: Rays, look: Look, train: bool = False) -> Frames:
         return volume.visible(density, samples, len(origin), least, scene.march.transmittance).nonzero()[:, 0]
 
     with torch.set_grad_enabled(train):
-        keep, density, rgb = (_seen_train if train else _seen)(scene, x, time, look.blob_std, worth)
+        if train:
+            keep, density, rgb = _seen_train(scene, x, time, look.blob_std, worth)
+        else:
+            keep, density, rgb = _seen(scene, samples, x, time, look.blob_std, worth)
         total = accumulate(density, rgb, samples.take(keep), len(origin), volume)
         behind = scene.background_net(direction) if look.backdrop is None else look.backdrop.to(total.colour)
         return Frames(total.colour + (1 - total.opacity)[:, None] * behind, total.opacity, total.depth)
 
 
-def _seen(scene: Scene, x: Tensor, time: Tensor, blob_std: float, worth: Worth) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of the samples to keep, their density and rgb: one look at every sample, block by block."""
-    blocks = zip(x.split(CHUNK), time.split(CHUNK), strict=True)
-    density, rgb = (torch.cat(part) for part in zip(*[scene.field(a, t, blob_std) for a, t in blocks], strict=True))
+def _seen(scene: Scene, samples: Samples, x: Tensor, time: Tensor, blob_std: float, worth: Worth) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of the samples to keep, their density and rgb. ROUND samples of every ray are looked at at once, front to back, and
+    no more of a ray once nothing can be seen behind them."""
+    ray = samples.ray
+    number = torch.arange(len(ray), device=x.device) - torch.searchsorted(ray, ray)
+    rounds = number // ROUND
+    density, rgb, depth = x.new_zeros(len(x)), torch.zeros_like(x), x.new_zeros(int(ray[-1]) + 1 if len(ray) else 0)
+    for part in rounds.argsort(stable=True).split(rounds.bincount().tolist()):
+        part = part[(-depth[ray[part]]).exp() >= scene.march.transmittance]
+        for block in part.split(CHUNK):
+            density[block], rgb[block] = scene.field(x[block], time[block], blob_std)
+        depth.index_add_(0, ray[part], density[part] * samples.delta)
     keep = worth(density)
     return keep, density[keep], rgb[keep]
 
 
 def _seen_train(scene: Scene, x: Tensor, time: Tensor, blob_std: float, worth: Worth) -> tuple[Tensor, Tensor, Tensor]:
-    """As `_seen`, but a first look without a graph decides which samples get one."""
+    """Indices of the samples to keep, their density and rgb: a first look without a graph decides which samples get one."""
     with torch.no_grad():
         known = scene.field.features(x, time)
         keep = worth(scene.field.density_of(known, x, blob_std))
     x = x[keep]
     features = scene.field.attach(known[keep], x, time[keep])
-    return keep, scene.field.density_of(features, x, blob_std), scene.field.colour_of(features)
+    return keep, *scene.field.decode(features, x, blob_std)

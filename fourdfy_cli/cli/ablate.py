@@ -1,0 +1,66 @@
+"""`fourdfy ablate`: the paper's ablation for a file of prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fourdfy_cli.cli import options
+
+Prompts = Annotated[Path, typer.Argument(metavar="PROMPTS.txt", help="One prompt a line; # starts a comment.", show_default=False)]
+
+
+@dataclass(frozen=True)
+class Ablate(options.Run):
+    """Options of `ablate`."""
+
+    out: Annotated[Path, typer.Option("--out", help="Folder that gets the runs, the table and the picture.")] = Path("ablation")
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            "--rows",
+            help="Some of full, no-3d-image, no-3d, no-image, no-hybrid, hexplane and deformation, with commas between.",
+            show_default="the paper's, all but deformation",
+        ),
+    ] = None
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            "--clip", help="nano, an open_clip name such as ViT-B-32, or local-dir:FOLDER.", show_default="nano for nano, else ViT-B-32"
+        ),
+    ] = None
+
+
+@options.grouped
+def ablate(prompts: Prompts, wanted: Ablate) -> None:
+    """Train every row of the paper's Table 2 for every prompt, and compare them. The same command again goes on."""
+    recipe, seed = options.recipe(wanted), wanted.seed or 0
+    from fourdfy_cli import ablate as library
+    from fourdfy_cli.evaluate.videos import read_prompts
+
+    texts = list(dict.fromkeys(read_prompts(prompts)))
+    for text in texts:
+        options.check_prompt(text, recipe.models.set)
+    names = library.named(wanted.rows)
+    recipes = {name: library.row_recipe(recipe, name) for name in names}
+    if wanted.dry_run:
+        settings = {name: " ".join(library.rows(recipe)[name].settings) or "-" for name in names}
+        return wanted.output.finish({"runs": len(texts) * len(names), "out": wanted.out, "seed": seed, "rows": settings})
+    device = options.device(wanted, recipe)
+    options.check_writable(wanted.out)
+    if wanted.commercial:
+        from fourdfy_cli.diffusion import hub, sets
+
+        drawn = dict.fromkeys(branch for each in recipes.values() for number in (1, 2, 3) for branch in each.stage(number).chances())
+        hub.refuse_non_commercial(recipe.models, sets.roles(drawn, recipe.vsd))
+    from fourdfy_cli.memory import Machine
+
+    clip = wanted.clip or ("nano" if recipe.models.set == "nano" else "ViT-B-32")
+    task = library.Ablation(texts, names, recipe, wanted.out, seed, clip)
+    with wanted.output.events() as events:
+        data = library.run(task, Machine(device, wanted.vram), events)
+    shown = data if wanted.json else {key: value for key, value in data.items() if key != "runs"}
+    wanted.output.finish(shown | {"files": [wanted.out / f"ablate.{suffix}" for suffix in ("json", "md", "png")]})

@@ -1,0 +1,234 @@
+"""`fourdfy clip-score`: CLIP score, CLIP-F, R-precision, motion and flicker of videos and runs.
+
+CLIP score is 100 times the cosine between prompt and frame, mean over frames, then over the videos of a prompt, then over prompts: the
+protocol of 4D-fy's Table 2. What CLIP sees in a video is kept in the cache folder by content, so a second call only needs the prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from fourdfy_cli import __version__, checkpoint
+from fourdfy_cli.diffusion import textcache
+from fourdfy_cli.diffusion.text import VIEW_WORDS
+from fourdfy_cli.errors import FAILURE, USAGE, FourdfyError
+from fourdfy_cli.evaluate import measures, profile, videos
+from fourdfy_cli.evaluate.clip import BATCH, Clip, load_clip
+from fourdfy_cli.evaluate.videos import Video
+from fourdfy_cli.render import Picture
+from fourdfy_cli.runfolder import write_json
+
+SIZE = 256  # pixels a side of the published videos
+MEANS = ("score", "clip_f", "r_precision", "motion", "flicker")
+PANELS = {
+    "azimuth": "CLIP score by azimuth, degrees",
+    "time": "CLIP score by time",
+    "front": "CLIP score with 'front view' less with 'back view', by azimuth",
+}
+Counted = Callable[[Iterable[Picture], int, str], Iterable[Picture]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How to score: CLIP by name, the half to look at ("left", "right", "none"; None: whole, but not two pictures), a file of
+    prompts that R-precision tells apart, the folder for clip.json, the device."""
+
+    clip: str = "ViT-B-32"
+    crop: str | None = None
+    prompts: Path | None = None
+    out: Path = Path()
+    device: str = "cpu"
+
+
+class Seen(NamedTuple):
+    """A video of N frames as CLIP saw it: unit `embedding` [N C]; `change` [N] and `bend` [N] as in measures.py."""
+
+    embedding: Tensor
+    change: Tensor
+    bend: Tensor
+
+
+def score(
+    paths: list[Path], choice: Choice, counted: Counted = lambda frames, total, what: frames
+) -> tuple[dict[str, Any] | None, list[FourdfyError]]:
+    """The report, also written to clip.json and clip-profile.png in choice.out and to clip.json of each run folder (None if there was
+    nothing to score), and what is wrong with the videos that are not in it. `counted` sees the frames of each video go by.
+
+    Raises FourdfyError: exit 2 for a prompt file that cannot be read or an unknown CLIP, 3 for a CLIP that cannot be had.
+    """
+    listed = videos.read_prompts(choice.prompts) if choice.prompts else []
+    found, problems = videos.find(paths)
+    found, more = videos.alike(found, choice.crop)
+    problems = [*problems, *more, *_unserved(listed, found, choice)]
+    if not found:
+        return None, problems
+    judge = load_clip(choice.clip, choice.device)
+    key, seen = fingerprint(judge), {}
+    for number, video in enumerate(found, 1):
+        what = f"{number}/{len(found)} {video.prompt}"
+        try:
+            seen[video] = cached(judge, key, video, choice, lambda frames, what=what: counted(frames, measures.LENGTH, what))
+        except FourdfyError as error:
+            problems.append(error)
+    if not seen:
+        return None, problems
+    names = different([*listed, *(video.prompt for video in seen)])
+    texts = judge.texts(names).cpu()
+    rows = [row(judge, video, part, names, texts) for video, part in seen.items()]
+    return _write(rows, found, choice, problems), problems
+
+
+def _unserved(listed: list[str], found: list[Video], choice: Choice) -> list[FourdfyError]:
+    """One error for each folder that has no video for some of the listed prompts."""
+    problems = []
+    for folder in dict.fromkeys(video.folder for video in found):
+        there = {same(video.prompt) for video in found if video.folder == folder}
+        missing = [prompt for prompt in listed if same(prompt) not in there]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            message = f"{folder} has no video for {missing[0]!r}{more} of {choice.prompts}"
+            problems.append(FourdfyError(message, f'fourdfy generate "{missing[0]}" --out {folder}', USAGE))
+    return problems
+
+
+def same(prompt: str) -> str:
+    """What two spellings of a prompt share."""
+    return " ".join(prompt.casefold().split()).rstrip(".")
+
+
+def different(prompts: list[str]) -> list[str]:
+    """Each prompt once, in the first of its spellings."""
+    return list({same(prompt): prompt for prompt in reversed(prompts)}.values())[::-1]
+
+
+def fingerprint(judge: Clip) -> str:
+    """sha256 of all that decides what a CLIP sees."""
+    about = {"size": judge.size, "mean": list(judge.mean), "std": list(judge.std), "version": __version__}
+    return checkpoint.digest({"model": judge.model.state_dict(), **about})
+
+
+def cached(judge: Clip, key: str, video: Video, choice: Choice, counted: Callable[[Iterable[Picture]], Iterable[Picture]]) -> Seen:
+    """What CLIP sees in a video, from the cache if it is there. Raises FourdfyError as `videos.frames` and `videos.rendered`."""
+    size = judge.size if choice.clip == "nano" else SIZE  # the nano CLIP sees 64 pixels, more would cost a laptop minutes
+    view = ["mav3d", size] if video.checkpoint else ["film", choice.crop or "none"]
+    name = hashlib.sha256(json.dumps([key, video.content, view]).encode()).hexdigest()
+    path = textcache.cache_folder() / "clip" / f"{name}.safetensors"
+    table = textcache.read(path)
+    if table is None:
+        made = videos.rendered(video.checkpoint, size, choice.device) if video.checkpoint else videos.frames(video.path, choice.crop)
+        table = look(judge, counted(made))
+        textcache.write(path, table)
+    return Seen(table[:, :-2], table[:, -2], table[:, -1])
+
+
+def look(judge: Clip, frames: Iterable[Picture]) -> Float[Tensor, "N C2"]:
+    """`Seen` as one table on the CPU, its three parts side by side; only a batch of frames is held at once."""
+    rows: list[Tensor] = []
+    last: list[Picture] = []
+    for batch in _batches(frames):
+        rgb = torch.from_numpy(np.stack([*last, *batch])).to(judge.device).permute(0, 3, 1, 2) / 255
+        step = rgb[1:] - rgb[:-1]
+        change, bend = step.abs().mean((1, 2, 3)), (step[1:] - step[:-1]).abs().mean((1, 2, 3)) / 2
+        parts = [judge.pictures(rgb[len(last) :]), *(_newest(values, len(batch))[:, None] for values in (change, bend))]
+        rows.append(torch.cat(parts, 1).float().cpu())
+        last = [*last, *batch][-2:]
+    return torch.cat(rows)
+
+
+def _batches(frames: Iterable[Picture]) -> Iterator[list[Picture]]:
+    frames = iter(frames)
+    while batch := list(islice(frames, BATCH)):
+        yield batch
+
+
+def _newest(values: Float[Tensor, " M"], count: int) -> Float[Tensor, " N"]:
+    """The last `count` values, with zeros before them if there are fewer: those of the first frames."""
+    return values[-count:] if len(values) >= count else F.pad(values, (count - len(values), 0))
+
+
+def row(judge: Clip, video: Video, seen: Seen, names: list[str], texts: Float[Tensor, "P C"]) -> dict[str, Any]:
+    """The measures of one video; `names` are all prompts, `texts` their embeddings."""
+    true = [same(name) for name in names].index(same(video.prompt))
+    value = 100 * seen.embedding @ texts[true]
+    front, back = judge.texts([f"{video.prompt}, {view}" for view in (VIEW_WORDS[0], VIEW_WORDS[2])]).cpu()
+    curves = {
+        "azimuth": measures.by_azimuth(value),
+        "time": measures.by_time(value),
+        "front": measures.by_azimuth(100 * seen.embedding @ (front - back)),
+    }
+    return {
+        "video": str(video.path),
+        "folder": str(video.folder),
+        "prompt": video.prompt,
+        "frames": len(value),
+        "score": float(value.mean()),
+        "clip_f": measures.clip_f(seen.embedding),
+        "r_precision": measures.r_precision(seen.embedding, texts, true),
+        "motion": measures.motion(seen.change),
+        "flicker": measures.flicker(seen.bend),
+        "profile": curves,
+        "per_frame": [round(v, 3) for v in value.tolist()],
+    }
+
+
+def summary(folder: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the prompts of a folder, each the mean over its videos, with the 95 % interval of the score."""
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    for one in rows:
+        by_prompt.setdefault(same(one["prompt"]), []).append(one)
+    means = {name: [m for group in by_prompt.values() if (m := _mean([one[name] for one in group])) is not None] for name in MEANS}
+    interval = measures.bootstrap(means["score"])
+    curves = {name: measures.mean_curve([one["profile"][name] for one in rows if one["profile"][name]]) for name in PANELS}
+    return {
+        "folder": folder,
+        "prompts": len(by_prompt),
+        "videos": len(rows),
+        "score": _mean(means["score"]),
+        "low": interval[0] if interval else None,
+        "high": interval[1] if interval else None,
+        **{name: _mean(means[name]) for name in MEANS[1:]},
+        "profile": curves,
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def report(rows: list[dict[str, Any]], choice: Choice) -> dict[str, Any]:
+    """clip.json: the CLIP, a summary of each folder, and the videos."""
+    folders = dict.fromkeys(one["folder"] for one in rows)
+    sets = [summary(folder, [one for one in rows if one["folder"] == folder]) for folder in folders]
+    return {"clip": choice.clip, "sets": sets, "videos": rows}
+
+
+def _write(rows: list[dict[str, Any]], found: list[Video], choice: Choice, problems: list[FourdfyError]) -> dict[str, Any]:
+    """Write the files of `score` and return the report; a run folder that cannot be written becomes a problem."""
+    whole = report(rows, choice)
+    panels = {
+        title: {one["folder"]: one["profile"][name] for one in whole["sets"] if one["profile"][name]} for name, title in PANELS.items()
+    }
+    panels = {title: curves for title, curves in panels.items() if curves}
+    whole |= {"picture": str(profile.picture(choice.out / "clip-profile.png", panels)) if panels else None}
+    runs = {str(video.path) for video in found if video.checkpoint and video.path.is_dir()}
+    for one in rows:
+        if one["video"] in runs:
+            try:
+                write_json(Path(one["video"]) / "clip.json", report([one], choice))
+            except OSError as error:
+                problems.append(FourdfyError(f"cannot write {one['video']}/clip.json: {error.strerror}", f"ls -ld {one['video']}", FAILURE))
+    write_json(choice.out / "clip.json", whole)
+    return {"clip": choice.clip, "json": str(choice.out / "clip.json"), **whole}

@@ -1,0 +1,30 @@
+"""Motion as displacement: where a point of space at a moment was in the static scene.
+
+Source: the released code of 4D-fy, its deformation variant: a coarse 4D hash grid and a small network give a displacement, in units
+of the box's side. Mended here: it starts at exactly zero (there: near it), and the displaced point stays inside the box (there: it
+may leave it); field.py evaluates the density's bias at the displaced point (there: at the undisplaced one).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fourdfy_cli import config
+from fourdfy_cli.scene.hashgrid import TORCH, Encoding, HashGrid
+from fourdfy_cli.scene.mlp import mlp
+
+
+class Deformation(nn.Module):
+    """4D hash grid -> two hidden layers of `hidden` without biases -> displacement; the last layer starts at zero."""
+
+    def __init__(self, grid: config.Grid, hidden: int, init: float, generator: torch.Generator, encoding: Encoding = TORCH):
+        super().__init__()
+        self.grid = HashGrid(4, grid, init, generator, encoding)
+        self.net = mlp((grid.levels * grid.features, hidden, hidden, 3), generator)
+        nn.init.zeros_(self.net[-1].weight)
+
+    def forward(self, x: Float[Tensor, "N 4"]) -> Float[Tensor, "N 3"]:
+        """The points of [0,1]^3 that those of [0,1]^4 (place and time) come from."""
+        return (x[:, :3] + self.net(self.grid(x))).clamp(0, 1)

@@ -1,0 +1,46 @@
+"""The table of kernels: what it asks, of whom, and that its figures are those of what it ran."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from fourdfy_cli import kernelbench, kernels
+from fourdfy_cli.cli import main
+from fourdfy_cli.config import Grid
+from fourdfy_cli.presets import preset
+
+KEYS = {"op", "dims", "log2_table", "levels", "points", "backend", "mpts_fwd", "mpts_fwd_bwd"}
+
+
+def test_every_backend_of_this_machine_at_every_grid():
+    rows = list(kernelbench.measure("cpu", repeats=1, points=64))
+    assert all(KEYS <= set(row) and row["mpts_fwd"] > 0 and row["mpts_fwd_bwd"] > 0 for row in rows)
+    asked = {(row["op"], row["dims"], row["log2_table"], row["levels"]) for row in rows}
+    nano = preset("nano").field
+    grids = {(3, 19, 16), (4, 19, 16), (3, 15, 16), (4, 15, 16), (3, nano.static.log2_table, nano.static.levels)}
+    assert {("hash encoding", *grid) for grid in grids} <= asked and ("render", 4, 16, 4) in asked
+    for grid in asked:
+        assert [row["backend"] for row in rows if (row["op"], row["dims"], row["log2_table"], row["levels"]) == grid] == ["torch", "numba"]
+
+
+def test_figures_are_points_over_seconds(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kernelbench, "seconds", lambda action, device, repeats: 0.5)
+    row = kernelbench.encoding(kernels.TORCH, 3, Grid(2, 2, 6, 4, 2.0), 1000, "cpu", 1)
+    assert row["mpts_fwd"] == row["mpts_fwd_bwd"] == pytest.approx(0.002)
+
+
+def test_both_backends_render_the_same_ball():
+    recipe = preset("nano")
+    scenes = [kernelbench.ball(recipe, backend, "cpu") for backend in kernelbench.backends("cpu")]
+    assert torch.equal(scenes[0].occupancy.binary, scenes[1].occupancy.binary) and not scenes[0].occupancy.binary.all()
+
+
+def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    rows = [kernelbench.encoding(kernels.TORCH, 3, Grid(2, 2, 6, 4, 2.0), 32, "cpu", 1)]
+    monkeypatch.setattr(kernelbench, "measure", lambda device, repeats: iter(rows))
+    assert main.run(["bench", "--kernels", "--device", "cpu", "--json"]) == 0
+    *notes, envelope = map(json.loads, capsys.readouterr().out.splitlines())
+    assert envelope["data"] == {"machine": kernelbench.machine("cpu"), "kernels": rows} and set(rows[0]) == KEYS and len(notes) == 1
