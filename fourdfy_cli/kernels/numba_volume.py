@@ -98,10 +98,10 @@ def _lattice(o, d, offset, bounds, length):
 def _occupied(o, d, t, binary, cells):
     """Whether the point at t along a ray lies in an occupied cell; `binary` is flat."""
     half = 0.5 * cells
-    i, j, k = int((o[0] + d[0] * t + 1) * half), int((o[1] + d[1] * t + 1) * half), int((o[2] + d[2] * t + 1) * half)
-    if i < 0 or j < 0 or k < 0 or i >= cells or j >= cells or k >= cells:
+    x, y, z = (o[0] + d[0] * t + 1) * half, (o[1] + d[1] * t + 1) * half, (o[2] + d[2] * t + 1) * half
+    if min(x, y, z) < 0 or max(x, y, z) >= cells:
         return False
-    return binary[np.uint64((i * cells + j) * cells + k)]
+    return binary[np.uint64((int(x) * cells + int(y)) * cells + int(z))]
 
 
 @njit(cache=True, nogil=True)

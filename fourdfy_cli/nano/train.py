@@ -27,7 +27,7 @@ PLANS = {
     "vae": Plan(steps=2400, batch=16, rate=2e-3, decay_from=0.4),
     "text": Plan(steps=1250, batch=64, rate=1.2e-3, decay_from=1.0),
     "multiview": Plan(steps=2050, batch=64, rate=1.2e-3, decay_from=0.2),
-    "video": Plan(steps=9600, batch=8, rate=1.2e-3, decay_from=0.75),
+    "video": Plan(steps=6600, batch=8, rate=1.5e-3, decay_from=0.8),
     "clip": Plan(steps=1000, batch=128, rate=1e-3),
 }
 

@@ -17,7 +17,7 @@ from fourdfy_cli.nano import data, networks
 from fourdfy_cli.nano.fit import Fit, Plan
 from fourdfy_cli.nano.latents import Captions, cache, decode_subject, noised
 
-STILL = 0.25  # of the captions name no motion: what they describe stands still
+STILL = 0.1  # of the clips stand still
 LATE = 350  # three batches in four are noised at least to this timestep: below it, the clip shows where everything is
 
 
@@ -40,41 +40,34 @@ def inflate(image: UNet2DConditionModel) -> UNet3DConditionModel:
 
 @dataclass
 class Clip:
-    """Training clip: latents [C F h w] as its caption says, and `seen` [C F h w], what is noised and shown instead."""
+    """Training clip: latents [C F h w], the same thing before it moves, a caption, and how far it moves yet (0..1)."""
 
     latents: Tensor
-    seen: Tensor
+    frozen: Tensor
     caption: str
-
-    @property
-    def honest(self) -> bool:
-        return self.seen is self.latents
+    moved: float
 
 
 def draw_clip(pools: dict[str, dict[str, Tensor]], rng: np.random.Generator) -> Clip:
-    """A thing that moves and a caption that says how, or (STILL) one that stands still and a caption without a motion;
-    most of the time seen somewhere between moving and standing still."""
-    clips, frozen = pools["clips"], pools["frozen"]
-    row, still = int(rng.integers(len(clips["latents"]))), rng.random() < STILL
-    caption = data.caption(decode_subject(clips["subjects"][row]), rng, float(clips["azimuth"][row, 0]), 0.0 if still else 1.0)
-    moving = clips["latents"][row].float().transpose(0, 1)
-    held = frozen["latents"][row].float().expand(networks.FRAMES, -1, -1, -1).transpose(0, 1)
-    latents, other = (held, moving) if still else (moving, held)
+    """A clip that moves and says how, most of the time damped; or (STILL) one view, held, that names no motion."""
+    pool = pools["views" if (still := rng.random() < STILL) else "clips"]
+    row, view = int(rng.integers(len(pool["latents"]))), int(rng.integers(4)) if still else 0
+    caption = data.caption(decode_subject(pool["subjects"][row]), rng, float(pool["azimuth"][row, view]), 0.0 if still else 1.0)
+    held = pool["latents"][row, view : view + 1] if still else pools["frozen"]["latents"][row]
+    frozen = held.float().expand(networks.FRAMES, -1, -1, -1).transpose(0, 1)
+    latents = frozen if still else pool["latents"][row].float().transpose(0, 1)
     u = rng.random()
-    if not caption or u < (0.5 if still else 0.2):
-        return Clip(latents, latents, caption)
-    far = 1.0 if u < 0.7 and not still else rng.random()
-    return Clip(latents, latents + far * (other - latents), caption)
+    moved = 1.0 if still or not caption or u < 0.2 else 0.0 if u < 0.7 else rng.random()
+    return Clip(latents, frozen, caption, moved)
 
 
 def train_video(folder: Path, base: Path, vae_folder: Path, plan: Plan, seed: int = 0, report=print) -> None:
     """Train the video UNet on clips of one period; the text encoder is frozen.
 
     Score distillation asks the model about something no plain training shows it: a thing that stands still, under
-    noise, with a prompt that says it jumps (or one that moves already, with a prompt that names no motion). A model
-    trained on clips alone takes what it sees for evidence and keeps it. So most clips are seen otherwise than their
-    caption says: z_t is noised from between the moving and the still clip, and the target is what the caption says.
-    Their squared v-error is weighted by 1 - abar, which makes it the squared x0-error.
+    noise, with a prompt that says it jumps. A model trained on clips alone takes the stillness for evidence and keeps
+    it. So most moving clips are damped: z_t is noised from between the moving and the frozen clip, and the target is
+    the moving one. Their squared v-error is weighted by 1 - abar, which makes it the squared x0-error.
     """
     torch.manual_seed(seed)
     tokens = CLIPTokenizer.from_pretrained(base / "tokenizer")
@@ -83,6 +76,7 @@ def train_video(folder: Path, base: Path, vae_folder: Path, plan: Plan, seed: in
     pools = {
         "clips": cache(folder / "clips.safetensors", seed, 6144, "clips", vae, report),
         "frozen": cache(folder / "frozen.safetensors", seed, 6144, "frozen", vae, report),
+        "views": cache(base / "views.safetensors", seed, 12288, "views", vae, report),
     }
     unet = inflate(UNet2DConditionModel.from_pretrained(base / "image_unet")).eval()
     flatten_temporal_convolutions(unet)
@@ -92,14 +86,14 @@ def train_video(folder: Path, base: Path, vae_folder: Path, plan: Plan, seed: in
 
     def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         clips = [draw_clip(pools, rng) for _ in range(plan.batch)]
-        z, seen = torch.stack([c.latents for c in clips]), torch.stack([c.seen for c in clips])
-        honest = torch.tensor([c.honest for c in clips]).reshape(-1, 1, 1, 1, 1)
+        z, frozen = torch.stack([c.latents for c in clips]), torch.stack([c.frozen for c in clips])
+        moved = torch.tensor([c.moved for c in clips], dtype=torch.float32).reshape(-1, 1, 1, 1, 1)
         t = torch.randint(LATE if rng.random() < 0.75 else 0, 1000, (plan.batch,), generator=generator)
         signal = abar[t].reshape(-1, 1, 1, 1, 1)
-        z_t, _ = noised(seen, t, abar, generator)
+        z_t, _ = noised(frozen + moved * (z - frozen), t, abar, generator)
         v = (signal.sqrt() * z_t - z) / (1 - signal).sqrt()
         error = (unet(z_t, t, captions([c.caption for c in clips])).sample - v).square()
-        return torch.where(honest, error, (1 - signal) * error).mean()
+        return torch.where(moved < 1, (1 - signal) * error, error).mean()
 
     fit.run(loss)
     unet.save_pretrained(folder / "video_unet")
