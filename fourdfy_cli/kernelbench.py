@@ -24,7 +24,6 @@ from fourdfy_cli.scene.hashgrid import HashGrid
 from fourdfy_cli.scene.scene import Look, Scene, cast, refresh, render, trace
 
 POINTS = 2**17
-EAGER_POINTS = 2**14  # the torch backend is asked about fewer: its speed does not depend on how many there are
 
 
 def backends(device: str) -> list[kernels.Backend]:
@@ -55,8 +54,7 @@ def measure(device: str, repeats: int = 3, points: int = POINTS) -> Iterator[dic
     tiny = preset("nano").field
     for dims, grid in ((3, Grid()), (4, Grid()), (3, Grid(log2_table=15)), (4, Grid(log2_table=15)), (3, tiny.static), (4, tiny.dynamic)):
         for backend in backends(device):
-            count = min(points, EAGER_POINTS) if backend.name == "torch" else points
-            yield encoding(backend, dims, grid, count, device, repeats)
+            yield encoding(backend, dims, grid, points, device, repeats)
     for backend in backends(device):
         yield rendering(backend, device, repeats)
 
