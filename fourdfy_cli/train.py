@@ -114,7 +114,8 @@ def run(
         for stage in stages:
             if stage > current.stage:
                 current.stage, current.step, current.optimizer_state = stage, 0, None
-            if stage == current.stage and current.step < current.recipe.stage(stage).steps:
+            unfinished = current.step < current.recipe.stage(stage).steps or not current.finished(stage).exists()
+            if stage == current.stage and unfinished:  # stopped at its last step, a stage still has its checkpoint to write
                 run_stage(current, stages, events, signals)
     video = finish(current, stages, events)
     files = sorted(p for p in current.folder.rglob("*") if p.is_file() and not p.name.startswith("."))
