@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from fourdfy_cli import checkpoint, config, kernels
-from fourdfy_cli.errors import DAMAGED, ENVIRONMENT, FAILURE, USAGE, FourdfyError
+from fourdfy_cli.errors import DAMAGED, FAILURE, USAGE, FourdfyError
+from fourdfy_cli.ffmpeg import ffmpeg
 from fourdfy_cli.scene.cameras import Shot, orbit_camera
 from fourdfy_cli.scene.scene import Scene, render
 
@@ -120,7 +121,7 @@ def write_video(path: Path, frames: Iterable[Picture], fps: float = 16) -> Path:
         raise FourdfyError(f"there are no frames to write to {path}", "fourdfy render --help", USAGE)
     height, width, _ = first.shape
     command = [
-        _ffmpeg(), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}",
+        ffmpeg(), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}",
         "-i", "-", "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p",
         "-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1", "-movflags", "+faststart", "-f", "mp4",
     ]  # fmt: skip
@@ -146,18 +147,6 @@ def _feed(command: list[str], first: Picture, rest: Iterator[Picture], path: Pat
         reason = process.stderr.read().decode(errors="replace").strip().splitlines()
     if process.returncode:
         raise FourdfyError(f"cannot write {path}: {reason[-1] if reason else 'ffmpeg failed'}", f"df -h {path.parent}", FAILURE)
-
-
-def _ffmpeg() -> str:
-    """Path of the ffmpeg that imageio-ffmpeg brings."""
-    import imageio_ffmpeg
-
-    try:
-        return imageio_ffmpeg.get_ffmpeg_exe()
-    except RuntimeError:
-        raise FourdfyError(
-            "there is no ffmpeg to write a video with", "pip install --force-reinstall imageio-ffmpeg", ENVIRONMENT
-        ) from None
 
 
 def locate(path: Path) -> Path:

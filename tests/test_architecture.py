@@ -17,7 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 LAYERS = {
     "__init__": 0, "errors": 0, "config": 0,
-    "presets": 1, "runfolder": 1, "signals": 1, "scene": 1, "kernels": 1, "diffusion": 1,
+    "presets": 1, "runfolder": 1, "signals": 1, "ffmpeg": 1, "scene": 1, "kernels": 1, "diffusion": 1,
     "guidance": 2, "memory": 2,
     "hybrid": 3, "losses": 3, "checkpoint": 3,
     "render": 4, "runstate": 4, "train": 4, "plan": 4, "bench": 4, "kernelbench": 4, "ablate": 4,

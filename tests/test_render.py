@@ -110,7 +110,7 @@ def test_ffmpeg_that_fails_is_reported(tmp_path: Path, monkeypatch: pytest.Monke
     script = tmp_path / "ffmpeg"
     script.write_text("#!/bin/sh\necho it hurts >&2\nexit 3\n")
     script.chmod(0o755)
-    monkeypatch.setattr(render, "_ffmpeg", lambda: str(script))
+    monkeypatch.setattr(render, "ffmpeg", lambda: str(script))
     with pytest.raises(FourdfyError, match="it hurts"):
         render.write_video(tmp_path / "a.mp4", (np.zeros((64, 64, 3), np.uint8) for _ in range(50)))
     assert not (tmp_path / "a.mp4").exists()

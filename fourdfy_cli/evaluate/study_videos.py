@@ -8,7 +8,8 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
+from fourdfy_cli.errors import USAGE, FourdfyError
+from fourdfy_cli.ffmpeg import ffmpeg
 from fourdfy_cli.runfolder import read_json
 
 BROWSERS_PLAY = ("h264", "vp9", "av1")
@@ -90,13 +91,3 @@ def copy_plain(source: Path, target: Path, codec: str) -> None:
     if ended.returncode:
         reason = (ended.stderr.strip().splitlines() or ["ffmpeg failed"])[-1]
         raise FourdfyError(f"cannot copy {source}: {reason}", f"df -h {target.parent}", USAGE)
-
-
-def ffmpeg() -> str:
-    """Path of the ffmpeg that imageio-ffmpeg brings; raises FourdfyError (exit 3) if it has none."""
-    import imageio_ffmpeg
-
-    try:
-        return imageio_ffmpeg.get_ffmpeg_exe()
-    except RuntimeError:
-        raise FourdfyError("there is no ffmpeg to read videos with", "pip install --force-reinstall imageio-ffmpeg", ENVIRONMENT) from None

@@ -17,7 +17,7 @@ import numpy as np
 
 from fourdfy_cli import checkpoint, render
 from fourdfy_cli.errors import USAGE, FourdfyError
-from fourdfy_cli.evaluate.study_videos import ffmpeg
+from fourdfy_cli.ffmpeg import ffmpeg
 from fourdfy_cli.runfolder import read_json
 from fourdfy_cli.scene.cameras import mav3d
 

@@ -38,7 +38,7 @@ def table_gradient(x: Tensor, table: Tensor, levels: list[Level], grad: Tensor) 
     """See scene.hashgrid.table_gradient."""
     if x.shape[1] < 3:
         return hashgrid.table_gradient(x, table, levels, grad)
-    out = torch.from_numpy(np.zeros(tuple(table.shape), dtype=_arrays(table)[0].dtype))
+    out = torch.from_numpy(np.zeros(table.shape, table.detach().numpy().dtype))  # in huge pages, as the table: see HashGrid
     arrays, about = _arrays(x, out, grad), _about(levels, x, table)
     share(lambda level: _table_gradient(*arrays, *about, level), len(levels))
     return out

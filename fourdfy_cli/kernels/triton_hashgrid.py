@@ -101,37 +101,33 @@ def _sizes(x: Tensor, table: Tensor) -> dict[str, int]:
     return {"D": x.shape[1], "F": table.shape[1], "B": max(16, WORK // (2 ** x.shape[1] * table.shape[1])), "enable_fp_fusion": False}
 
 
+def _launch(kernel, levels: list[Level], x: Tensor, table: Tensor, read: list[Tensor], out: Tensor, by_level: bool) -> Tensor:
+    """Run a kernel that reads the points and `read` and writes `out`: a program for each block of points (and each level)."""
+    sizes = _sizes(x, table)
+    blocks = triton.cdiv(len(x), sizes["B"])
+    with torch.cuda.device_of(x):
+        rules = _rules(tuple(levels), x.shape[1], x.dtype, x.device)
+        arrays = [part.contiguous() for part in (x, *read)]
+        kernel[(blocks, len(levels)) if by_level else (blocks,)](*arrays, *rules, out, len(x), len(levels), **sizes)
+    return out
+
+
 def lookup(x: Tensor, table: Tensor, levels: list[Level]) -> Tensor:
     """Features [N L*F] of points x [N D] in [0,1]^D, D = 1 to 4, in a table [entries F]; F is a power of two."""
     out = table.new_empty(len(x), len(levels) * table.shape[1])
-    sizes = _sizes(x, table)
-    with torch.cuda.device_of(x):
-        rules = _rules(tuple(levels), x.shape[1], x.dtype, x.device)
-        grid = (triton.cdiv(len(x), sizes["B"]), len(levels))
-        _lookup[grid](x.contiguous(), table.contiguous(), *rules, out, len(x), len(levels), **sizes)
-    return out
+    return _launch(_lookup, levels, x, table, [table], out, by_level=True)
 
 
 def table_gradient(x: Tensor, table: Tensor, levels: list[Level], grad: Tensor) -> Tensor:
     """Gradient in the table [entries F] for a gradient [N L*F] in the features."""
     out = torch.zeros_like(table, memory_format=torch.contiguous_format)
-    sizes = _sizes(x, table)
-    with torch.cuda.device_of(x):
-        rules = _rules(tuple(levels), x.shape[1], x.dtype, x.device)
-        grid = (triton.cdiv(len(x), sizes["B"]), len(levels))
-        _table_gradient[grid](x.contiguous(), grad.contiguous(), *rules, out, len(x), len(levels), **sizes)
-    return out
+    return _launch(_table_gradient, levels, x, table, [grad], out, by_level=True)
 
 
 def points_gradient(x: Tensor, table: Tensor, levels: list[Level], grad: Tensor) -> Tensor:
     """Gradient in the points [N D] for a gradient [N L*F] in the features."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    sizes = _sizes(x, table)
-    with torch.cuda.device_of(x):
-        rules = _rules(tuple(levels), x.shape[1], x.dtype, x.device)
-        grid = (triton.cdiv(len(x), sizes["B"]),)
-        _points_gradient[grid](x.contiguous(), table.contiguous(), grad.contiguous(), *rules, out, len(x), len(levels), **sizes)
-    return out
+    return _launch(_points_gradient, levels, x, table, [table, grad], out, by_level=False)
 
 
 ENCODING = Encoding(lookup, table_gradient, points_gradient)
