@@ -84,6 +84,14 @@ def test_one_thread_and_three_give_the_same_bits(monkeypatch: pytest.MonkeyPatch
     assert all(torch.equal(a, b) for a, b in zip(alone, run(), strict=True))
 
 
+def test_a_point_that_is_not_a_number_stays_one_and_within_the_table():
+    module, x = grid_and_points(3, SMALL)
+    x[5] = torch.tensor([float("nan"), 1e30, -1e30])
+    features = NUMBA.encoding.lookup(x, module.table, module.levels)
+    assert features[5].isnan().all() and not features[6:].isnan().any()
+    NUMBA.encoding.table_gradient(x, module.table, module.levels, torch.ones_like(features))
+
+
 @pytest.mark.parametrize("jittered", [False, True])
 @pytest.mark.parametrize("bounded", [False, True])
 def test_march_equals_torch(jittered: bool, bounded: bool):

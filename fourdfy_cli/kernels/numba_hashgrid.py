@@ -125,7 +125,8 @@ def _corner(k, cell, about, dense):
     if len(dense) == 0:
         return about[0] + ((a ^ (b ^ (c ^ d))) & (about[1] - ONE)), w
     row = a + (b + (c + d))
-    return about[0] + (row - about[1] if row >= about[1] else row), w
+    row = row - about[1] if row >= about[1] else row
+    return about[0] + min(row, about[1] - ONE), w  # a point that is not a number stays within the table too
 
 
 @njit(cache=True, fastmath=FAST)
