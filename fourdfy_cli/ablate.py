@@ -19,12 +19,12 @@ from PIL import Image, ImageDraw
 
 from fourdfy_cli import checkpoint, render, train
 from fourdfy_cli.config import Recipe, from_dict, leaves, override, to_dict
-from fourdfy_cli.errors import USAGE, FourdfyError
-from fourdfy_cli.evaluate.clip import Clip, cosines, load_clip
+from fourdfy_cli.errors import DIVERGED, USAGE, FourdfyError
+from fourdfy_cli.evaluate import score as evaluate
+from fourdfy_cli.evaluate.clip import load_clip
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.nano.score import score
 from fourdfy_cli.runfolder import make_writable, read_json, run_folder, write_json
-from fourdfy_cli.scene.cameras import mav3d
 from fourdfy_cli.scene.scene import Scene
 
 TABLE_2 = ("full", "no-3d-image", "no-3d", "no-image", "no-hybrid", "hexplane")
@@ -95,21 +95,29 @@ def row_recipe(recipe: Recipe, name: str) -> Recipe:
 
 def run(wanted: Ablation, machine: Machine, events: train.Events) -> dict[str, Any]:
     """Train and judge what is not there yet; writes ablate.json and ablate.md after every run and ablate.png at the end, and returns
-    what ablate.json holds. Raises FourdfyError as `train.run` and `load_clip`."""
+    what ablate.json holds. A run that diverges is listed there as failed, and the others go on. Raises FourdfyError as `train.run` and
+    `load_clip` for all else."""
     recipes = {name: row_recipe(wanted.recipe, name) for name in wanted.rows}
     make_writable(wanted.out)
-    judge = load_clip(wanted.clip)
+    load_clip(wanted.clip)  # before hours of training
     known = {tuple(map(r.get, KEY)): r for r in (read_json(wanted.out / "ablate.json") or {}).get("runs", [])}
     results: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
     for prompt in wanted.prompts:
         for name, recipe in recipes.items():
             events.note(f"{name}: {prompt}")
-            folder = trained(wanted, name, prompt, recipe, machine, events)
+            try:
+                folder = trained(wanted, name, prompt, recipe, machine, events)
+            except FourdfyError as error:
+                if error.code != DIVERGED:
+                    raise
+                failed.append({"row": name, "prompt": prompt, "why": error.message})
+                continue
             key = (name, prompt, checkpoint.load(folder / "stage3.pt")["digest"], wanted.clip)
-            results.append(known.get(key) or dict(zip(KEY, key, strict=True)) | judged(folder, judge))
-            report(wanted, results)
-    picture(wanted)
-    return report(wanted, results)
+            results.append(known.get(key) or dict(zip(KEY, key, strict=True)) | judged(folder, wanted.clip))
+            report(wanted, results, failed)
+    picture(wanted, [(one["row"], one["prompt"]) for one in failed])
+    return report(wanted, results, failed)
 
 
 def trained(wanted: Ablation, name: str, prompt: str, recipe: Recipe, machine: Machine, events: train.Events) -> Path:
@@ -140,26 +148,29 @@ def until(recipe: Recipe, stage: int) -> dict[str, Any]:
     return {key: value for key, value in leaves(to_dict(recipe)).items() if when(key) <= stage}
 
 
-def judged(folder: Path, judge: Clip) -> dict[str, Any]:
-    """CLIP score of a run on the MAV3D path (mean over frames of 100 times the cosine); of a nano run `MEASURES` too."""
-    scene, recipe, meta = render.load_scene(folder)
-    frames = np.stack([rgb for rgb, _ in render.views(scene, recipe, mav3d(judge.size))])
-    values = {"clip": cosines(judge, meta["prompt"], torch.from_numpy(frames).permute(0, 3, 1, 2) / 255).mean().item()}
-    measured = score(folder) if recipe.models.set == "nano" else {}
+def judged(folder: Path, clip: str) -> dict[str, Any]:
+    """CLIP score and flicker of a run on the MAV3D path, as `fourdfy clip-score` finds them; of a nano run `MEASURES` too. Raises
+    FourdfyError as that does."""
+    found, problems = evaluate.score([folder], evaluate.Choice(clip, out=folder))
+    if found is None or problems:
+        raise problems[0]
+    values = {"clip": found["videos"][0]["score"], "flicker": found["videos"][0]["flicker"]}
+    measured = score(folder) if from_dict(checkpoint.load(folder / "stage3.pt")["recipe"]).models.set == "nano" else {}
     return values | {name: measured[name] for name in MEASURES if name in measured}
 
 
-def report(wanted: Ablation, results: list[dict[str, Any]]) -> dict[str, Any]:
+def report(wanted: Ablation, results: list[dict[str, Any]], failed: list[dict[str, str]]) -> dict[str, Any]:
     """Write ablate.json and ablate.md; returns the former's content."""
     recipe = wanted.recipe
     lines = [line(row, [r for r in results if r["row"] == name]) for name, row in rows(recipe).items() if name in wanted.rows]
     if recipe.models.set != "paper":
         lines = [{key: value for key, value in one.items() if key != "published"} for one in lines]
     about = {"preset": recipe.name, "models": recipe.models.set, "seed": wanted.seed, "clip_model": wanted.clip}
-    data = about | {"table": lines, "runs": results}
+    data = about | {"table": lines, "runs": results, "failed": failed}
     write_json(wanted.out / "ablate.json", data)
     said = ", ".join(f"{key} {value}" for key, value in about.items())
-    text = f"# Ablation\n\nMeans over prompts; {said}.\n\n{markdown(lines)}"
+    notes = [f"{one['row']}, {one['prompt']}: {one['why']}\n" for one in failed]
+    text = "\n".join([f"# Ablation\n\nMeans over prompts; {said}.\n", markdown(lines), *notes])
     with checkpoint.replacing(wanted.out / "ablate.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     return data
@@ -172,7 +183,7 @@ def line(row: Row, results: list[dict[str, Any]]) -> dict[str, Any]:
         values = [r[name] for r in results if r.get(name) is not None]
         return sum(values) / len(values) if values else None
 
-    measured = [name for name in ("clip", *MEASURES) if name == "clip" or any(name in r for r in results)]
+    measured = [name for name in ("clip", "flicker", *MEASURES) if name == "clip" or any(name in r for r in results)]
     return {"row": row.title, "prompts": len(results), **{name: mean(name) for name in measured}, "published": row.published}
 
 
@@ -187,14 +198,15 @@ def _cell(value: Any) -> str:
     return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def picture(wanted: Ablation) -> Path:
-    """ablate.png: a strip for every prompt and row, `VIEWS` sides one after another, each at `TIMES` moments."""
+def picture(wanted: Ablation, failed: list[tuple[str, str]]) -> Path:
+    """ablate.png: a strip for every prompt and row but the failed, `VIEWS` sides one after another, each at `TIMES` moments."""
     strips = []
     for prompt in wanted.prompts:
         for name in wanted.rows:
-            scene, recipe, _ = render.load_scene(run_folder(wanted.out / name, prompt, wanted.seed))
-            strips.append(np.concatenate([_label(name, render.orbit_of(recipe, 64).size), *_looks(scene, recipe)], 1))
-    return render.write_png(wanted.out / "ablate.png", np.concatenate(strips, 0))
+            if (name, prompt) not in failed:
+                scene, recipe, _ = render.load_scene(run_folder(wanted.out / name, prompt, wanted.seed))
+                strips.append(np.concatenate([_label(name, render.orbit_of(recipe, 64).size), *_looks(scene, recipe)], 1))
+    return render.write_png(wanted.out / "ablate.png", np.concatenate(strips or [_label("all failed", 64)], 0))
 
 
 def _looks(scene: Scene, recipe: Recipe) -> Iterator[render.Picture]:

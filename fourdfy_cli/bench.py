@@ -188,8 +188,3 @@ def summary(recipe: Recipe, rows: Iterable[Row]) -> list[dict[str, Any]]:
         }
         for stage in seconds
     ]
-
-
-def device_name(device: torch.device) -> str:
-    """The card's name, or the processor's number of threads."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"

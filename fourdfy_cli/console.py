@@ -15,16 +15,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from rich.console import Console, Group
-from rich.live import Live as RichLive
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, track
-from rich.table import Table
 from rich.text import Text
 
 from fourdfy_cli import __version__
 from fourdfy_cli.errors import FourdfyError
+
+if TYPE_CHECKING:  # bars and tables are loaded when they are shown, not for --help
+    from rich.table import Table
 
 Clock = Callable[[], float]
 T = TypeVar("T")
@@ -82,6 +82,8 @@ class Output:
 
     def counted(self, items: Iterable[T], total: int, what: str) -> Iterator[T]:
         """The items, with a bar on a terminal while they come."""
+        from rich.progress import track
+
         quiet = self.as_json or not self.people.is_terminal
         yield from track(items, what, total, console=self.people, transient=True, disable=quiet)
 
@@ -154,6 +156,9 @@ class Live:
     """A rich display on a terminal: the stage's bar with speed and times left, and what the last step was like."""
 
     def __init__(self, console: Console, clock: Clock = time.monotonic):
+        from rich.live import Live as RichLive
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
         self.clock: Clock = clock
         self.info: Step | None = None
         self.saved_at: float | None = None
@@ -248,6 +253,8 @@ def show(console: Console, data: dict[str, Any], title: str = "") -> None:
 
 def table(rows: list[dict[str, Any]]) -> Table:
     """Rows of one shape as a table; lists inside them are left to --json."""
+    from rich.table import Table
+
     names = [name for name, value in rows[0].items() if not isinstance(value, (dict, list))]
     grid = Table(box=None, pad_edge=False)
     for name in names:

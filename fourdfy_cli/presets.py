@@ -39,9 +39,9 @@ def nano() -> Recipe:
     falling = Score(3.0, 1.0, Ramp(0.98, 0.02, 0.0, 0.8), Ramp(0.98, 0.5, 0.0, 0.8), **anneal)
     settled = Score(3.0, 1.0, constant(0.02), constant(0.5), **anneal)
     image = Score(3.0, 1.0, constant(0.02), constant(0.5), size=model, view_words=(45.0, 45.0))
-    # Noise from 0.95 down, not from 0.98: "side view" does not say which side. Motion amplified as the released code's VideoCrafter
-    # guidance does, so that this branch decides how the thing moves and the others what it looks like (CHANGELOG.md).
-    video = Score(2.0, 1.0, Ramp(0.8, 0.2, 0.0, 0.9), Ramp(0.95, 0.5, 0.0, 0.9), **anneal, motion=30.0, view_words=(45.0, 45.0))
+    # Noise from 0.95 down, not from 0.98: "side view" does not say which side. A small weight, and motion amplified as the released
+    # code's VideoCrafter guidance does, so that this branch decides how the thing moves and the others what it looks like (CHANGELOG.md).
+    video = Score(2.0, 0.1, Ramp(0.8, 0.2, 0.0, 0.9), Ramp(0.95, 0.5, 0.0, 0.9), **anneal, motion=30.0, view_words=(45.0, 45.0))
     growing = Shots(fine, coarse=coarse, fine_from=0.7)
     return Recipe(
         name="nano",

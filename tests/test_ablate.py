@@ -17,7 +17,8 @@ from fourdfy_cli import ablate, checkpoint, presets, render
 from fourdfy_cli.ablate import Ablation, row_recipe, rows, until
 from fourdfy_cli.cli import main
 from fourdfy_cli.config import Field, Grid, March, Recipe
-from fourdfy_cli.errors import FourdfyError
+from fourdfy_cli.errors import DIVERGED, FourdfyError
+from fourdfy_cli.evaluate import videos
 from fourdfy_cli.evaluate.clip import load_clip
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.runfolder import read_json, run_folder
@@ -41,12 +42,13 @@ def short() -> Recipe:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def brief():
+def brief(tmp_path_factory: pytest.TempPathFactory):
     """Videos of two small frames, and CLIP scores of three."""
     orbit = render.orbit
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(render, "orbit", lambda scene, recipe, path: orbit(scene, recipe, path, 16, 2))
-        patch.setattr(ablate, "mav3d", lambda size: mav3d(size)[40:43])
+        patch.setattr(videos, "mav3d", lambda size: mav3d(size)[40:43])
         yield
 
 
@@ -153,9 +155,9 @@ def test_table_and_picture(done):
     out, data, _ = done
     assert json.loads((out / "ablate.json").read_text()) == data
     assert [line["row"] for line in data["table"]] == ["full", "w/o IMG", "w/o hybrid SDS", "HexPlane"]
-    assert all(set(line) == {"row", "prompts", "clip", *ablate.MEASURES} and line["prompts"] == 1 for line in data["table"])
+    assert all(set(line) == {"row", "prompts", "clip", "flicker", *ablate.MEASURES} and line["prompts"] == 1 for line in data["table"])
     text = (out / "ablate.md").read_text().splitlines()
-    assert sum(row.startswith("|") for row in text) == 6 and all(row.count("|") == 9 for row in text[4:])
+    assert sum(row.startswith("|") for row in text) == 6 and all(row.count("|") == 10 for row in text[4:])
     picture = Image.open(out / "ablate.png")
     assert picture.size == (ablate.MARGIN + 64 * ablate.VIEWS * ablate.TIMES, 64 * 4)
     assert len(set(picture.crop((0, 0, ablate.MARGIN, 64)).getdata())) > 2  # the name is written there
@@ -192,6 +194,32 @@ def test_interrupted_it_goes_on(tmp_path: Path):
     assert events.steps == 3 and events.runs[f"no-hybrid: {DOG}"] == [3] and len(data["runs"]) == 2
 
 
+def test_a_run_that_diverges_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    train = ablate.trained
+
+    def fragile(wanted, name, prompt, *rest):
+        if name == "no-hybrid" and prompt == DOG:
+            raise FourdfyError("diverged: 5 steps without a finite gradient", "again", DIVERGED)
+        return train(wanted, name, prompt, *rest)
+
+    monkeypatch.setattr(ablate, "trained", fragile)
+    data = ablate.run(task(tmp_path, ["full", "no-hybrid"], [DOG, BALL]), Machine(), Judge())
+    assert [(one["row"], one["prompt"]) for one in data["failed"]] == [("no-hybrid", DOG)]
+    assert [line["prompts"] for line in data["table"]] == [2, 1]
+    assert "no-hybrid, a red dog jumping: diverged" in (tmp_path / "ablate.md").read_text()
+    assert Image.open(tmp_path / "ablate.png").height == 3 * 64
+
+
+def test_an_ablation_stops_for_all_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_):
+        raise FourdfyError("out of memory", "--vram 4", 4)
+
+    monkeypatch.setattr(ablate, "trained", full)
+    with pytest.raises(FourdfyError) as error:
+        ablate.run(task(tmp_path, ["full"]), Machine(), Judge())
+    assert error.value.code == 4
+
+
 def test_another_recipe_shares_nothing(done):
     out, _, _ = done
     folder = run_folder(out / "full", DOG, 0)
@@ -217,11 +245,11 @@ def test_means_leave_out_what_has_no_value():
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    seen = []
+    seen, failed = [], []
 
     def stub(wanted, machine, events):
         seen.append(wanted)
-        return {"table": [{"row": "full", "clip": 1.0}], "runs": [{"row": "full", "digest": "abc"}]}
+        return {"table": [{"row": "full", "clip": 1.0}], "runs": [{"row": "full", "digest": "abc"}], "failed": failed}
 
     monkeypatch.setattr(ablate, "run", stub)
     Path("p.txt").write_text(f"# two\n{DOG}\n\n{BALL}\n{DOG}\n")
@@ -232,6 +260,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert "clip" in out and "abc" not in out and "ablate.png" in out
     assert main.run(["ablate", "p.txt", "--models", "nano", "--dry-run"]) == 0
     assert len(seen) == 1 and "field.kind=hexplane" in capsys.readouterr().out and not Path("ablation").exists()
+    failed.append({"row": "no-3d", "prompt": DOG, "why": "diverged"})
+    capsys.readouterr()
+    assert main.run(["ablate", "p.txt", "--models", "nano"]) == DIVERGED
+    said = capsys.readouterr()
+    assert "clip" in said.out and "no-3d: a red dog jumping" in said.err and "--seed 1" in said.err
+    assert main.run(["ablate", "p.txt", "--models", "nano", "--json"]) == DIVERGED
+    rows = [json.loads(row) for row in capsys.readouterr().out.splitlines()]
+    assert rows[0]["failed"] == failed and rows[0]["runs"] and rows[-1]["error"]["code"] == DIVERGED
     fails(capsys, ["ablate", "none.txt"], 2, "none.txt")
     fails(capsys, ["ablate", "p.txt", "--models", "nano", "--rows", "full,half"], 2, "'half'", "no-3d")
     fails(capsys, ["ablate", "p.txt", "--models", "nano", "--set", "field.kind=cube"], 2, "'cube'", "hashgrid, hexplane, deformation")

@@ -18,7 +18,7 @@ from fourdfy_cli.nano.prompts import MOTIONS, Subject
 from fourdfy_cli.nano.sample import draw, load, sample
 from fourdfy_cli.nano.score import camera_shot, change, compare, views
 from fourdfy_cli.nano.show import sheet, truth, video
-from fourdfy_cli.nano.train_video import draw_clip, inflate
+from fourdfy_cli.nano.train_video import attentive, draw_clip, inflate
 
 
 def files(folder: str) -> list[Path]:
@@ -109,6 +109,42 @@ def test_training_clips_are_moving_damped_or_still():
     assert all(torch.equal(c.latents[0, :, 0, 0], torch.arange(8.0)) and (c.frozen == -5).all() for c in moving)
     assert all(c.moved == 1 for c in moving if not c.caption)
     assert 0.38 < np.mean([c.moved == 0 for c in moving]) < 0.55 and any(0 < c.moved < 1 for c in moving)
+
+
+def words(encoder, *texts: str) -> torch.Tensor:
+    """The encoder's states [N L C] of texts."""
+    tokens = text._tokenizer(Path(WEIGHTS) / "tokenizer")
+    with torch.no_grad():
+        return encoder(networks.token_ids(tokens, list(texts))).last_hidden_state
+
+
+def test_the_video_models_text_encoder_starts_to_hear_motion_words():
+    torch.manual_seed(0)
+    own, shared = attentive(Path(WEIGHTS)), text.load_encoder(Path(WEIGHTS) / "text_encoder", "cpu")
+    assert torch.equal(words(own, "a red dog, side view"), words(shared, "a red dog, side view"))
+    for one, other in zip(MOTIONS, [*MOTIONS[1:], MOTIONS[0]], strict=True):
+        apart = [(a - b).norm() for a, b in (words(e, f"a red dog {one}", f"a red dog {other}")[:, 4] for e in (own, shared))]
+        assert apart[0] > 1.5 and apart[0] > 3 * apart[1], one
+    assert all(p.requires_grad for p in own.parameters())
+
+
+@pytest.mark.parametrize("thing", ["red dog", "purple cube"])
+def test_the_video_model_listens_to_motion_words(thing: str):
+    """What it makes of a clip that stands still, under noise: hardly a change from frame to frame unless the prompt names a motion."""
+    model = models.load(NANO["video"], "cpu", torch.float32)
+    shot = camera_shot(torch.full((1,), 0.6), torch.zeros(1))
+    picture = torch.from_numpy(truth(Subject(thing.split()[1], thing.split()[0]), shot).over(0.6)).permute(0, 3, 1, 2)
+    clip = models.encode(model.vae, picture)[0].transpose(0, 1)[None].expand(1, -1, networks.FRAMES, -1, -1).detach()
+    states = text.encode(NANO["video"], [f"a {thing}", f"a {thing} jumping", ""], "cpu")
+    moves = []
+    for prompt in states[:2]:
+        made = []
+        for seed in range(4):
+            z_t = model.schedule.add(clip, torch.randn(clip.shape, generator=torch.Generator().manual_seed(seed)), 700)
+            made.append(model.schedule.x0(model.predict(z_t, 700, prompt[None], states[2:])[0], z_t, 700))
+        mean = torch.stack(made).mean(0)
+        moves.append((mean - mean.mean(2, keepdim=True)).square().mean().sqrt())
+    assert moves[1] > 2 * moves[0]
 
 
 def test_inflating_a_foreign_unet_fails():

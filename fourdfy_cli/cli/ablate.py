@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from fourdfy_cli.cli import options
+from fourdfy_cli.console import emit
+from fourdfy_cli.errors import DIVERGED, FourdfyError
 
 Prompts = Annotated[Path, typer.Argument(metavar="PROMPTS.txt", help="One prompt a line; # starts a comment.", show_default=False)]
 
@@ -63,4 +65,13 @@ def ablate(prompts: Prompts, wanted: Ablate) -> None:
     with wanted.output.events() as events:
         data = library.run(task, Machine(device, wanted.vram), events)
     shown = data if wanted.json else {key: value for key, value in data.items() if key != "runs"}
-    wanted.output.finish(shown | {"files": [wanted.out / f"ablate.{suffix}" for suffix in ("json", "md", "png")]})
+    shown |= {"files": [wanted.out / f"ablate.{suffix}" for suffix in ("json", "md", "png")]}
+    if not data["failed"]:
+        return wanted.output.finish(shown)
+    if wanted.json:  # an envelope of a failure holds no data
+        emit({"event": "ablation", **shown})
+    else:
+        wanted.output.finish(shown)
+    first = data["failed"][0]
+    hint = f"fourdfy ablate {prompts} --out {wanted.out}-{seed + 1} --seed {seed + 1}"
+    raise FourdfyError(f"{len(data['failed'])} runs diverged, the first {first['row']}: {first['prompt']}", hint, DIVERGED)

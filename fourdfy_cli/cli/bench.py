@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fourdfy_cli import config, presets
 from fourdfy_cli.cli import options
 from fourdfy_cli.errors import USAGE, FourdfyError
+
+if TYPE_CHECKING:
+    from fourdfy_cli.config import Recipe
 
 PROMPTS = {"nano": "red dog, jumping", "random": "a panda dancing", "paper": "a panda dancing"}
 
@@ -42,12 +44,13 @@ def bench(wanted: Bench) -> None:
     import torch
 
     from fourdfy_cli import bench as stand
+    from fourdfy_cli import kernelbench
 
     device = torch.device(wanted.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if wanted.kernels:
         return _kernels(wanted, str(device))
     models = f"random, {recipe.models.size} size" if recipe.models.set == "random" else recipe.models.set
-    about = {"preset": recipe.name, "models": models, "device": stand.device_name(device)}
+    about = {"preset": recipe.name, "models": models, "device": kernelbench.machine(str(device))}
     prompt = PROMPTS[recipe.models.set]
     if wanted.memory:
         rungs = list(wanted.output.counted(stand.ladder(recipe, prompt, device), len(stand.LADDER), "measuring"))
@@ -70,8 +73,10 @@ def _kernels(wanted: Bench, device: str) -> None:
     wanted.output.finish({"machine": kernelbench.machine(device), "kernels": rows})
 
 
-def _recipe(wanted: Bench) -> config.Recipe:
+def _recipe(wanted: Bench) -> Recipe:
     """The recipe that the options ask for; raises FourdfyError (exit 2)."""
+    from fourdfy_cli import config, presets
+
     if wanted.models not in PROMPTS:
         raise FourdfyError(f"there is no model set {wanted.models!r}", f"--models random   ({', '.join(PROMPTS)})", USAGE)
     recipe = presets.preset(wanted.preset or ("nano" if wanted.models == "nano" else "paper"))
@@ -83,7 +88,7 @@ def _recipe(wanted: Bench) -> config.Recipe:
     return recipe
 
 
-def _finish(wanted: Bench, recipe: config.Recipe, about: dict[str, Any], rows: list[dict[str, Any]], stages: list[dict[str, Any]]) -> None:
+def _finish(wanted: Bench, recipe: Recipe, about: dict[str, Any], rows: list[dict[str, Any]], stages: list[dict[str, Any]]) -> None:
     """Keep the figures for --dry-run, and show them."""
     from fourdfy_cli import plan
     from fourdfy_cli.console import duration

@@ -6,13 +6,15 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fourdfy_cli import config
 from fourdfy_cli.cli import options
 from fourdfy_cli.errors import USAGE, FourdfyError
+
+if TYPE_CHECKING:
+    from fourdfy_cli.config import Recipe
 
 Words = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to make, in words.", show_default=False)]
 Resume = Annotated[
@@ -57,13 +59,14 @@ def _stage(number: int, prompt: str | None, resume: Path | None, run: options.Ru
             raise FourdfyError(f"stage {number} starts from a checkpoint of stage {number - 1}", _earlier(number, prompt, run), USAGE)
         return _run(prompt, recipe, run, (number,), None)
     from fourdfy_cli.checkpoint import load
+    from fourdfy_cli.config import from_dict
     from fourdfy_cli.render import locate
 
     resume = locate(resume)
     state = load(resume)
     _agree("prompt", prompt, state["prompt"], number, resume)
     _agree("seed", run.seed, state["seed"], number, resume)
-    recipe = options.recipe(run, config.from_dict(state["recipe"]))
+    recipe = options.recipe(run, from_dict(state["recipe"]))
     options.check_prompt(state["prompt"], recipe.models.set)
     out = _out(run, state["prompt"], state["seed"], resume)
     _run(state["prompt"], recipe, replace(run, seed=state["seed"], out=out), (number,), resume)
@@ -93,7 +96,7 @@ def _out(run: options.Run, prompt: str, seed: int, resume: Path) -> Path:
     return folder.parent if not run.given("out") and run_folder(folder.parent, prompt, seed) == folder else run.out
 
 
-def _run(prompt: str, recipe: config.Recipe, run: options.Run, stages: tuple[int, ...], resume: Path | None) -> None:
+def _run(prompt: str, recipe: Recipe, run: options.Run, stages: tuple[int, ...], resume: Path | None) -> None:
     """Show the recipe (--dry-run), or check what can be checked beforehand, then train and list what was written."""
     output = run.output
     seed = run.seed or 0
@@ -120,9 +123,9 @@ def _run(prompt: str, recipe: config.Recipe, run: options.Run, stages: tuple[int
     output.finish({"run_dir": result.run_dir, "checkpoint": result.checkpoint, "video": result.video, "seconds": result.seconds})
 
 
-def _plan(recipe: config.Recipe, run: options.Run, stages: tuple[int, ...]) -> dict[str, Any]:
+def _plan(recipe: Recipe, run: options.Run, stages: tuple[int, ...]) -> dict[str, Any]:
     """What a run would do and need, as data; nothing is downloaded, no GPU is touched."""
-    from fourdfy_cli import plan
+    from fourdfy_cli import config, plan
 
     return {
         "recipe": config.to_dict(recipe),
@@ -132,12 +135,13 @@ def _plan(recipe: config.Recipe, run: options.Run, stages: tuple[int, ...]) -> d
     }
 
 
-def _readable_plan(recipe: config.Recipe, run: options.Run, stages: tuple[int, ...]) -> dict[str, Any]:
+def _readable_plan(recipe: Recipe, run: options.Run, stages: tuple[int, ...]) -> dict[str, Any]:
     """The same for people: `key = value # source`, then a line for each model and stage."""
+    from fourdfy_cli.config import leaves
     from fourdfy_cli.console import duration
 
     data = _plan(recipe, run, stages)
-    values = {key: "none" if value is None else json.dumps(value) for key, value in config.leaves(data["recipe"]).items()}
+    values = {key: "none" if value is None else json.dumps(value) for key, value in leaves(data["recipe"]).items()}
     models, rows = {row["role"]: row for row in data["models"]}, {f"stage {row['stage']}": row for row in data["stages"]}
     return {
         "to download": f"{sum(row['bytes'] for row in data['models']) / 1e9:.2f} GB",

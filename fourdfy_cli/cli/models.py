@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fourdfy_cli import config
 from fourdfy_cli.cli import options
 from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
+
+if TYPE_CHECKING:
+    from fourdfy_cli.config import Models
 
 app = typer.Typer(help="The published weights: what they are, where they are, and getting them.", rich_markup_mode="rich")
 
@@ -130,7 +132,7 @@ def convert(file: Pickle, common: options.Common, trust: Trust = False, out: Fol
     common.output.finish({"folder": folder, "lacking": lacking})
 
 
-def _models(choice: Choice) -> config.Models:
+def _models(choice: Choice) -> Models:
     """The models that fourdfy.toml, FOURDFY_SET and --set name; other settings are not looked at."""
     for setting in choice.settings:
         if not setting.startswith("models."):

@@ -14,13 +14,15 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fourdfy_cli import config, presets
 from fourdfy_cli.console import Output
 from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
+
+if TYPE_CHECKING:  # the recipe's many classes take their time: not for --help
+    from fourdfy_cli.config import Recipe
 
 FILE = Path("fourdfy.toml")
 FILE_KEYS = {"preset": str, "models": str, "out": str, "seed": int, "device": str, "set": dict}
@@ -126,11 +128,13 @@ def _default(option: dataclasses.Field) -> Any:
     return inspect.Parameter.empty if option.default is dataclasses.MISSING else option.default
 
 
-def recipe(options: Run, base: config.Recipe | None = None) -> config.Recipe:
+def recipe(options: Run, base: Recipe | None = None) -> Recipe:
     """The recipe that the options ask for; `base` (from a checkpoint) stands in for a preset that is not named.
 
     Raises FourdfyError (exit 2) for a preset, model set or setting that does not exist.
     """
+    from fourdfy_cli import config, presets
+
     chosen = base if base and options.preset is None and options.models is None else _preset(options, base)
     from_file = [f"{key}={value}" for key, value in config.leaves(file_settings().get("set", {})).items()]
     for assignment in (*from_file, *os.environ.get("FOURDFY_SET", "").split(), *options.settings):
@@ -138,11 +142,13 @@ def recipe(options: Run, base: config.Recipe | None = None) -> config.Recipe:
     return presets.smoke(chosen) if options.smoke else chosen
 
 
-def _preset(options: Run, base: config.Recipe | None) -> config.Recipe:
+def _preset(options: Run, base: Recipe | None) -> Recipe:
     """The preset with the model set that the options name, or that fit each other and this machine.
 
     Raises FourdfyError (exit 2) for a set or a size that does not exist, or a size of another set than random.
     """
+    from fourdfy_cli import presets
+
     models = options.models or "auto"
     if models not in MODELS:
         raise FourdfyError(f"there is no model set {models!r}", f"--models nano   ({', '.join(MODELS)})", USAGE)
@@ -165,15 +171,17 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def device(options: Run, recipe: config.Recipe) -> str:
+def device(options: Run, recipe: Recipe) -> str:
     """Where a recipe runs; raises FourdfyError as `check_device`."""
     chosen = options.device or ("cuda" if recipe.models.set != "nano" and has_gpu() else "cpu")
     check_device(chosen)
     return chosen
 
 
-def origins(options: Run, recipe: config.Recipe) -> dict[str, str]:
+def origins(options: Run, recipe: Recipe) -> dict[str, str]:
     """Where each setting of `recipe` that is not its preset's was set, by dotted key; the last place holds."""
+    from fourdfy_cli import config, presets
+
     places = {"ENVIRONMENT": "environment", "DEFAULT_MAP": str(FILE)}
     source = options.context.get_parameter_source("models")
     found = {} if options.models in (None, "auto") else {"models.set": places.get(source.name if source else "", "command line")}

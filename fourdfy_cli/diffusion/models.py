@@ -50,7 +50,8 @@ class ModelSpec:
 
 WEIGHTS = str(Path(__file__).parents[1] / "nano" / "weights")
 NANO = {
-    role: ModelSpec(role, WEIGHTS, unet=f"{role}_unet", licence="the licence of this package") for role in ("multiview", "image", "video")
+    role: ModelSpec(role, WEIGHTS, unet=f"{role}_unet", text_encoder=encoder, licence="the licence of this package")
+    for role, encoder in (("multiview", "text_encoder"), ("image", "text_encoder"), ("video", "video_text_encoder"))
 }
 
 

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fourdfy_cli.errors import USAGE, FourdfyError
-from fourdfy_cli.ffmpeg import ffmpeg
+from fourdfy_cli.ffmpeg import ffmpeg, stream
 from fourdfy_cli.runfolder import read_json
 
 BROWSERS_PLAY = ("h264", "vp9", "av1")
 FROM_RUN = ("mav3d.mp4", "orbit.mp4")
-_STREAM = re.compile(r"Stream #0:\d+.*?: Video: (?P<codec>\w+).*?, (?P<pixels>[a-z]\w+).*?, (?P<w>\d+)x(?P<h>\d+).*?, (?P<fps>[\d.]+) fps")
 
 
 @dataclass(frozen=True)
@@ -71,14 +70,14 @@ def probe(path: Path) -> Shape:
     play, 3 without ffmpeg."""
     command = ["-nostats", "-xerror", "-i", f"file:{path}", "-map", "0:v:0", "-f", "framemd5", "-"]
     ended = subprocess.run([ffmpeg(), "-hide_banner", *command], capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
-    stream = _STREAM.search(ended.stderr)
+    found = stream(ended.stderr)
     frames = sum(not line.startswith("#") for line in ended.stdout.splitlines())
-    if ended.returncode or not stream or not frames:
+    if ended.returncode or not found or not frames:
         raise FourdfyError(f"{path} is damaged or no video: {frames} frames can be read", f"rm {path}   (and make it again)", USAGE)
-    if stream["codec"] not in BROWSERS_PLAY or stream["pixels"] not in ("yuv420p", "yuvj420p"):
+    if found.codec not in BROWSERS_PLAY or found.pixels not in ("yuv420p", "yuvj420p"):
         again = f"ffmpeg -i {path} -c:v libx264 -crf 18 -pix_fmt yuv420p {path.stem}-h264.mp4"
-        raise FourdfyError(f"{path} is {stream['codec']} {stream['pixels']}, which not every browser plays", again, USAGE)
-    return Shape(int(stream["w"]), int(stream["h"]), float(stream["fps"]), frames, stream["codec"])
+        raise FourdfyError(f"{path} is {found.codec} {found.pixels}, which not every browser plays", again, USAGE)
+    return Shape(found.width, found.height, found.fps, frames, found.codec)
 
 
 def copy_plain(source: Path, target: Path, codec: str) -> None:

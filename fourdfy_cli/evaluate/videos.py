@@ -17,12 +17,11 @@ import numpy as np
 
 from fourdfy_cli import checkpoint, render
 from fourdfy_cli.errors import USAGE, FourdfyError
-from fourdfy_cli.ffmpeg import ffmpeg
+from fourdfy_cli.ffmpeg import ffmpeg, stream
 from fourdfy_cli.runfolder import read_json
 from fourdfy_cli.scene.cameras import mav3d
 
 PROMPTS = "prompts.tsv"
-_STREAM = re.compile(r"Stream #0:\d+.*?: Video: .*?, (\d+)x(\d+)\b.*?, ([\d.]+) fps")
 
 
 @dataclass(frozen=True)
@@ -193,10 +192,10 @@ def _odd(path: Path, form: Form, usual: Form) -> FourdfyError:
 def probe(path: Path) -> Form:
     """Size and frame rate, from the header alone. Raises FourdfyError: exit 2 for what is no video, 3 without ffmpeg."""
     told = subprocess.run([ffmpeg(), "-hide_banner", "-i", f"file:{path}"], capture_output=True, stdin=subprocess.DEVNULL)
-    stream = _STREAM.search(told.stderr.decode(errors="replace"))  # without an output ffmpeg only describes its input
-    if not stream:
+    found = stream(told.stderr.decode(errors="replace"))  # without an output ffmpeg only describes its input
+    if not found:
         raise _damaged(path)
-    return Form(int(stream[1]), int(stream[2]), float(stream[3]))
+    return Form(found.width, found.height, found.fps)
 
 
 def frames(path: Path, crop: str | None = None) -> Iterator[render.Picture]:

@@ -76,8 +76,8 @@ def train_vae(folder: Path, seed: int = 0, plan: Plan = PLANS["vae"], report=pri
 
 
 def train_text(folder: Path, vae_folder: Path, seed: int = 0, plan: Plan = PLANS["text"], report=print) -> None:
-    """Train the text encoder with the first steps of the multi-view UNet. From here on it is frozen, so that the
-    multi-view and the video UNet, which both start from this UNet, can be trained side by side."""
+    """Train the text encoder with the first steps of the multi-view UNet. From here on it is frozen, so that the multi-view and the
+    video UNet, which both start from this UNet, can be trained side by side (the latter goes on from a copy)."""
     torch.manual_seed(seed)
     tokens = networks.tokenizer(folder / "tokenizer")
     encoder, unet = networks.text_encoder(tokens), networks.unet2d(camera=True)
@@ -143,12 +143,12 @@ def image_half(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return image
 
 
-FOLDERS = ("multiview_unet", "image_unet", "video_unet", "vae", "text_encoder")
+FOLDERS = ("multiview_unet", "image_unet", "video_unet", "vae", "text_encoder", "video_text_encoder")
 
 
 def assemble(sources: list[Path], weights: Path) -> None:
     """Collect the trained parts into one diffusers-style folder, networks in half precision."""
-    classes = (UNet2DConditionModel, UNet2DConditionModel, UNet3DConditionModel, AutoencoderDC, CLIPTextModel)
+    classes = (UNet2DConditionModel, UNet2DConditionModel, UNet3DConditionModel, AutoencoderDC, CLIPTextModel, CLIPTextModel)
     for name, kind in zip(FOLDERS, classes, strict=True):
         found = next((s / name for s in sources if (s / name).is_dir()), None)
         if found is not None:
@@ -210,7 +210,8 @@ SAMPLES = ("a red dog jumping", "a green cat walking", "a blue bird spinning", "
 
 def sample_sheet(folder: Path, role: str, seed: int) -> Path:
     """What a trained model makes of five prompts, the last one held out, as a PNG beside its log."""
-    text = {part: f"text/{part}" for part in ("text_encoder", "tokenizer", "scheduler")}
-    spec = ModelSpec(role, str(folder), unet=f"{role}/{role}_unet", vae="vae/vae", **text)
+    text = "video/video_text_encoder" if role == "video" else "text/text_encoder"
+    rest = {part: f"text/{part}" for part in ("tokenizer", "scheduler")}
+    spec = ModelSpec(role, str(folder), unet=f"{role}/{role}_unet", vae="vae/vae", text_encoder=text, **rest)
     pictures = draw(models.load(spec, "cpu", torch.float32), list(SAMPLES), role, seed, 20, 3.0)
     return write_png(folder / role / "samples.png", tile(pictures.flatten(0, 1), pictures.shape[1]))
