@@ -14,6 +14,7 @@ from fourdfy_cli.cli import main
 from fourdfy_cli.config import Branch, Models, Recipe, Shots
 from fourdfy_cli.diffusion.lora import trainable
 from fourdfy_cli.errors import ENVIRONMENT, MEMORY, OK, USAGE, FourdfyError
+from fourdfy_cli.kernelbench import machine
 from fourdfy_cli.memory import DIRECT, LADDER
 
 CPU = torch.device("cpu")
@@ -160,7 +161,7 @@ def test_command(monkeypatch: pytest.MonkeyPatch, isolated: Path, capsys: pytest
     assert main.run(["bench", "--size", "tiny", "--device", "cpu", "--steps", "1", "--json"]) == OK
     *notes, envelope = map(json.loads, capsys.readouterr().out.splitlines())
     data = envelope["data"]
-    assert len(notes) == len(data["rows"]) == 7 and "s a step" in notes[0]["text"] and "CPU" in data["device"]
+    assert len(notes) == len(data["rows"]) == 7 and "s a step" in notes[0]["text"] and data["device"] == machine("cpu")
     assert data["seconds"] == pytest.approx(sum(row["seconds"] for row in data["stages"]))
     kept = plan.measured(recipe)
     assert kept is not None and kept["rows"] == data["rows"] and Path(data["kept"]) == isolated / "cache" / "bench.json"
