@@ -116,7 +116,7 @@ def run(wanted: Ablation, machine: Machine, events: train.Events) -> dict[str, A
             key = (name, prompt, checkpoint.load(folder / "stage3.pt")["digest"], wanted.clip)
             results.append(known.get(key) or dict(zip(KEY, key, strict=True)) | judged(folder, wanted.clip))
             report(wanted, results, failed)
-    picture(wanted, [(one["row"], one["prompt"]) for one in failed])
+    picture(wanted)
     return report(wanted, results, failed)
 
 
@@ -198,13 +198,14 @@ def _cell(value: Any) -> str:
     return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def picture(wanted: Ablation, failed: list[tuple[str, str]]) -> Path:
-    """ablate.png: a strip for every prompt and row but the failed, `VIEWS` sides one after another, each at `TIMES` moments."""
+def picture(wanted: Ablation) -> Path:
+    """ablate.png: a strip for every prompt and row that has its stage 3, `VIEWS` sides one after another, each at `TIMES` moments."""
     strips = []
     for prompt in wanted.prompts:
         for name in wanted.rows:
-            if (name, prompt) not in failed:
-                scene, recipe, _ = render.load_scene(run_folder(wanted.out / name, prompt, wanted.seed))
+            folder = run_folder(wanted.out / name, prompt, wanted.seed)
+            if (folder / "stage3.pt").exists():
+                scene, recipe, _ = render.load_scene(folder)
                 strips.append(np.concatenate([_label(name, render.orbit_of(recipe, 64).size), *_looks(scene, recipe)], 1))
     return render.write_png(wanted.out / "ablate.png", np.concatenate(strips or [_label("all failed", 64)], 0))
 

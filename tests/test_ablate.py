@@ -245,16 +245,36 @@ def test_means_leave_out_what_has_no_value():
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    seen, failed = [], []
+    seen, failed, machines = [], [], []
 
     def stub(wanted, machine, events):
         seen.append(wanted)
+        machines.append(machine)
         return {"table": [{"row": "full", "clip": 1.0}], "runs": [{"row": "full", "digest": "abc"}], "failed": failed}
 
     monkeypatch.setattr(ablate, "run", stub)
     Path("p.txt").write_text(f"# two\n{DOG}\n\n{BALL}\n{DOG}\n")
-    assert main.run(["ablate", "p.txt", "--rows", "full,hexplane", "--seed", "3", "--models", "nano", "--set", "stage1.steps=7"]) == 0
+    assert (
+        main.run(
+            [
+                "ablate",
+                "p.txt",
+                "--rows",
+                "full,hexplane",
+                "--seed",
+                "3",
+                "--models",
+                "nano",
+                "--set",
+                "stage1.steps=7",
+                "--backend",
+                "torch",
+            ]
+        )
+        == 0
+    )
     assert seen[0].prompts == [DOG, BALL] and seen[0].rows == ["full", "hexplane"] and (seen[0].seed, seen[0].clip) == (3, "nano")
+    assert machines[0].backend == "torch"
     assert seen[0].recipe.stage1.steps == 7 and seen[0].out == Path("ablation")
     out = capsys.readouterr().out
     assert "clip" in out and "abc" not in out and "ablate.png" in out

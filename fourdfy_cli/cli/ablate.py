@@ -63,7 +63,7 @@ def ablate(prompts: Prompts, wanted: Ablate) -> None:
     clip = wanted.clip or ("nano" if recipe.models.set == "nano" else "ViT-B-32")
     task = library.Ablation(texts, names, recipe, wanted.out, seed, clip)
     with wanted.output.events() as events:
-        data = library.run(task, Machine(device, wanted.vram), events)
+        data = library.run(task, Machine(device, wanted.vram, wanted.backend), events)
     shown = data if wanted.json else {key: value for key, value in data.items() if key != "runs"}
     shown |= {"files": [wanted.out / f"ablate.{suffix}" for suffix in ("json", "md", "png")]}
     if not data["failed"]:
@@ -73,5 +73,5 @@ def ablate(prompts: Prompts, wanted: Ablate) -> None:
     else:
         wanted.output.finish(shown)
     first = data["failed"][0]
-    hint = f"fourdfy ablate {prompts} --out {wanted.out}-{seed + 1} --seed {seed + 1}"
-    raise FourdfyError(f"{len(data['failed'])} runs diverged, the first {first['row']}: {first['prompt']}", hint, DIVERGED)
+    hint = f"fourdfy ablate {prompts} --models {recipe.models.set} --out {wanted.out}-{seed + 1} --seed {seed + 1}"
+    raise FourdfyError(f"diverged: {len(data['failed'])} of the runs, the first {first['row']}: {first['prompt']}", hint, DIVERGED)
