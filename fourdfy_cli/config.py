@@ -118,6 +118,7 @@ class Score:
     size: tuple[int, int] = (256, 256)  # the diffusion model's own picture size
     negative: str = ""
     motion: float = 1.0  # how much more than its mean over frames the video gradient's deviation from it counts
+    pixels: float = 0.0  # how much the distance between pictures counts beside that between latents (guidance/pull.py)
     view_words: tuple[float, float] | None = None  # front and back thresholds in degrees
 
 

@@ -28,10 +28,9 @@ PACKAGES = {  # module: (distribution, lowest version that works)
     "open_clip": ("open-clip-torch", "3.0"), "numba": ("numba", "0.61"), "numpy": ("numpy", ""), "PIL": ("pillow", ""),
     "jaxtyping": ("jaxtyping", "0.3"),
 }  # fmt: skip
-PARTS = {  # optional, and without use in this version: (what for, how to get it)
-    "tinycudann": ("NVIDIA's fast hash grids", "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch"),
-    "triton": ("kernels on NVIDIA cards", "pip install triton"),
-    "viser": ("a viewer in the browser", "pip install viser"),
+PARTS = {  # optional: (what for, how to get it)
+    "tinycudann": ("--backend tcnn, hash grids", "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch"),
+    "triton": ("--backend triton, the inner loops on a GPU", "pip install triton"),
 }
 ROOM = 2e9  # bytes for runs, beside what is to be downloaded
 NANO = 'fourdfy generate "a red dog jumping" --preset nano'
@@ -179,13 +178,13 @@ def optional(module: str) -> Check:
     """A part that fourdfy works without."""
     what, mend = PARTS[module]
     if importlib.util.find_spec(module) is None:
-        return Check(module, "missing", f"optional, not used yet: {what}", mend=mend)
-    return Check(module, "ok", f"optional, not used yet: {what}")
+        return Check(module, "missing", f"optional, for {what}", mend=mend)
+    return Check(module, "ok", f"optional, for {what}")
 
 
 def _numbers(version: str) -> tuple[int, ...]:
     """A version's leading numbers, "2.10.0+cu126" as (2, 10, 0)."""
-    return tuple(map(int, re.findall(r"\d+", re.match(r"[\d.]*", version)[0])))
+    return tuple(map(int, re.findall(r"\d+", re.sub(r"[^\d.].*", "", version))))
 
 
 def _line(error: BaseException) -> str:

@@ -89,8 +89,8 @@ def draw_shot(branch: str, moment: Moment) -> Shot:
     """V views, each a camera at a moment: 4 cameras 90 degrees apart at one time (3D), single cameras at one time
     (image), or one camera at F consecutive times (video)."""
     look: Shots = getattr(moment.recipe, branch).shots[moment.stage - 1]
-    coarse = look.coarse is not None and moment.progress < look.fine_from
-    size, groups = (look.coarse, look.coarse_groups) if coarse else (look.size, look.groups)
+    coarse = look.coarse if moment.progress < look.fine_from else None
+    size, groups = (look.size, look.groups) if coarse is None else (coarse, look.coarse_groups)
     generator = moment.generator("camera")
     c2w, fovy = draw_cameras(moment, groups, 4 if branch == "multiview" else 1, generator)
     times = frame_times(moment.recipe.frames, generator)

@@ -13,7 +13,7 @@ import time
 from collections import Counter, deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from fourdfy_cli.diffusion.lora import load_lora_state, lora_state, trainable
 from fourdfy_cli.errors import DIVERGED, FourdfyError
 from fourdfy_cli.guidance.build import build
 from fourdfy_cli.guidance.pull import Guidance
+from fourdfy_cli.guidance.variational import VariationalGuidance
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.runfolder import Metrics, make_writable
 from fourdfy_cli.runstate import Run, continued, opened, write_about
@@ -129,8 +130,8 @@ def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: St
         current.rung = max(current.rung, memory.choose(current.recipe, current.stage, current.vram))
     write_about(current, "running")
     guidances = load_guidances(current.recipe, current.stage, current.text, current.machine.device, current.rung, current.seed)
-    if "image" in guidances and current.lora:
-        load_lora_state(guidances["image"].lora_unet, current.lora)
+    if (network := low_rank(guidances)) is not None and current.lora:
+        load_lora_state(network, current.lora)
     optimizer = make_optimizer(current.scene, current.recipe, current.stage, guidances)
     if current.optimizer_state is not None:
         optimizer.load_state_dict(current.optimizer_state)
@@ -209,9 +210,15 @@ def load_guidances(recipe: Recipe, stage: int, prompt: str, device: str, rung: i
     return build(recipe, prompt, specs, "cpu" if memory.LADDER[rung].park else device, dtype, branches, seed)
 
 
+def low_rank(guidances: dict[str, Guidance]) -> nn.Module | None:
+    """The network that Eq. 5 trains beside the scene, if the stage draws single pictures."""
+    return cast(VariationalGuidance, guidances["image"]).lora_unet if "image" in guidances else None
+
+
 def make_optimizer(scene: Scene, recipe: Recipe, stage: int, guidances: dict[str, Guidance]) -> torch.optim.AdamW:
     """AdamW over what a stage trains, LoRA included; betas and eps are the released code's."""
-    lora = [p for _, p in trainable(guidances["image"].lora_unet)] if "image" in guidances else []
+    network = low_rank(guidances)
+    lora = [] if network is None else [p for _, p in trainable(network)]
     return torch.optim.AdamW(
         parameter_groups(scene, recipe.stage(stage), lora), betas=(0.9, 0.99), eps=1e-15, weight_decay=recipe.weight_decay, fused=True
     )
@@ -219,8 +226,8 @@ def make_optimizer(scene: Scene, recipe: Recipe, stage: int, guidances: dict[str
 
 def keep(current: Run, optimizer: torch.optim.Optimizer, guidances: dict[str, Guidance]) -> None:
     """Bring LoRA and optimizer into the run's state."""
-    if "image" in guidances:
-        current.lora = lora_state(guidances["image"].lora_unet)
+    if (network := low_rank(guidances)) is not None:
+        current.lora = lora_state(network)
     current.optimizer_state = optimizer.state_dict()
 
 

@@ -218,24 +218,36 @@ def test_form_must_be_known(world: World) -> None:
 
 
 @pytest.mark.parametrize("size", [32, 64, 80])
-def test_pull_through_resize_and_encoder(world: World, size: int) -> None:
+@pytest.mark.parametrize("pixels", [0.0, 3.0])
+def test_pull_through_resize_and_encoder(world: World, size: int, pixels: float) -> None:
     rgb, vae = pictures(2, size), world.models["image"].vae
-    weight = torch.randn(2, 12, 8, 8, dtype=DOUBLE, generator=seeded(3))
-    ours = pull.through_encoder(vae, rgb, (64, 64), lambda z: (weight / 2, 0.25), seeded())
+    g, score = torch.randn(2, 12, 8, 8, dtype=DOUBLE, generator=seeded(3)), replace(SCORE, pixels=pixels)
+    ours = pull.through_encoder(vae, rgb, score, 2, lambda z: g / 2, seeded())
+    leaf = rgb.clone().requires_grad_(True)
+    picture = F.interpolate(leaf.permute(0, 3, 1, 2), (64, 64), mode="bilinear")
     with torch.no_grad():
-        z = vae.encode(2 * F.interpolate(rgb.permute(0, 3, 1, 2), (64, 64), mode="bilinear") - 1).latent
-    close(ours.grad, direct(vae, rgb, 64, z - weight))
-    assert ours.loss == 0.25
+        wanted = vae.encode(2 * picture - 1).latent - g
+        clean = (vae.decode(wanted).sample + 1) / 2
+    (0.5 * pixels * (picture - clean).square().sum() / 2).backward()
+    close(ours.grad, 0.7 * (direct(vae, rgb, 64, wanted) + leaf.grad))
+    assert (leaf.grad.norm() > 0) == (pixels > 0)
+    assert ours.loss == pytest.approx(0.7 * 0.5 * g.square().sum().item() / 2)
     assert ours.logs["grad_norm"] == pytest.approx(ours.grad.norm().item())
+    for chunk in (1, 2):
+        close(pull.through_encoder(vae, rgb, score, 2, lambda z: g / 2, seeded(), chunk).grad, ours.grad)
 
 
-@pytest.mark.parametrize("kind", ["multiview", "video"])
-def test_exact_denoiser_pulls_pictures_to_its_mean(world: World, kind: str) -> None:
+@pytest.mark.parametrize("kind, pixels", [("multiview", 0.0), ("multiview", 5.0), ("video", 0.0)])
+def test_exact_denoiser_pulls_pictures_to_its_mean(world: World, kind: str, pixels: float) -> None:
     """Plain gradient descent on pixels alone, through the real encoder: latents go to mu."""
     vae, schedule = world.models["image"].vae, world.models["image"].schedule
     with torch.no_grad():
         mu, _ = models.encode(vae, pictures(4, seed=8).permute(0, 3, 1, 2))
-    rgb, at, score = torch.full((4, 64, 64, 3), 0.5, dtype=DOUBLE), shot([0.0, 90, 180, 270]), replace(SCORE, scale=1.0, weight=1.0)
+    rgb, at, score = (
+        torch.full((4, 64, 64, 3), 0.5, dtype=DOUBLE),
+        shot([0.0, 90, 180, 270]),
+        replace(SCORE, scale=1.0, weight=1.0, pixels=pixels),
+    )
     center = mu.transpose(0, 1)[None] if kind == "video" else mu
     diffusion = replace(world.models["image"], unet=Exact(schedule, center, 0.05))
     guidance = (VideoGuidance if kind == "video" else MultiviewGuidance)(diffusion, world.texts)

@@ -147,7 +147,7 @@ class Exact(Here):
         eps = (x.z_t - abar.sqrt() * picture) / (1 - abar).sqrt()
         v = abar.sqrt() * eps - (1 - abar).sqrt() * picture
         gradient = sds.reconstruction_gradient(x, v, v, score.scale, 0.5, len(rgb) // 4)
-        return Pull(100 * gradient, sds.loss_of(gradient))
+        return Pull(100 * gradient, sds.loss_of(gradient, len(gradient)))
 
 
 def test_sds_with_the_exact_denoiser_of_a_dog_recovers_the_dog():

@@ -151,7 +151,7 @@ def test_loss_has_this_gradient() -> None:
     loss = 0.5 * (z - (x.z - g * len(g))).square().sum() / len(g)
     loss.backward()
     torch.testing.assert_close(z.grad, g)
-    assert sds.loss_of(g) == pytest.approx(loss.item())
+    assert sds.loss_of(g, len(g)) == pytest.approx(loss.item())
 
 
 def test_timesteps_cover_their_range_with_both_ends() -> None:

@@ -168,6 +168,8 @@ def test_scoring_a_run(whole):
     assert {"iou", "psnr", "depth_error", "motion_ratio", "object_ok", "colour_ok", "fronts"} <= set(measures)
     assert len(measures["per_view"]) == 32 and (result.run_dir / "nano.json").is_file()
     assert measures["iou"] == pytest.approx(sum(v["iou"] for v in measures["per_view"]) / 32)
+    still = score(result.run_dir / "stage2.pt")  # of one moment, but whether it stands still is measured
+    assert len(still["per_view"]) == 8 and 0 < still["motion_ratio"] < min(0.05, measures["motion_ratio"])
 
 
 def test_metrics_beyond_the_resumed_step_are_dropped(tmp_path):

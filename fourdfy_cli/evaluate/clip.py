@@ -7,6 +7,7 @@ side resized (bicubic, antialiased), the middle square cut out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def square(rgb: Float[Tensor, "N 3 H W"], size: int) -> Float[Tensor, "N 3 S S"]
     return rgb[..., top : top + size, left : left + size]
 
 
+@lru_cache(2)
 def load_clip(name: str, device: str = "cpu") -> Clip:
     """ "nano", "local-dir:DIR", "ViT-B-32" (OpenAI's weights as the model table pins them) or another of open_clip's names, with
     OpenAI's weights.

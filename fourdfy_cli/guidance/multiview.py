@@ -31,13 +31,12 @@ class MultiviewGuidance:
         t = pull.level(score, progress, len(self.diffusion.schedule), generator)
         camera = unit_camera(shot.c2w)
 
-        def gradient(z: Tensor) -> tuple[Tensor, float]:
+        def gradient(z: Tensor) -> Tensor:
             x = sds.noised(self.diffusion.schedule, z, t, generator)
             outputs = self.diffusion.predict(x.z_t, t, self.texts.plain(1), self.texts[score.negative], camera)
-            grad = pull.latent_gradient(x, outputs, score, len(z) // VIEWS)
-            return grad, pull.weighted_loss(grad, score.weight)
+            return pull.latent_gradient(x, outputs, score, len(z) // VIEWS)
 
-        pulled = pull.through_encoder(self.diffusion.vae, rgb, score.size, gradient, generator, chunk)
+        pulled = pull.through_encoder(self.diffusion.vae, rgb, score, len(rgb), gradient, generator, chunk)
         return replace(pulled, logs=pulled.logs | {"t": float(t)})
 
     def to(self, device: torch.device | str) -> None:

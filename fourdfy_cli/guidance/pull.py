@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fourdfy_cli.config import Score
-from fourdfy_cli.diffusion.models import encode
+from fourdfy_cli.diffusion.models import decode, encode
 from fourdfy_cli.errors import USAGE, FourdfyError
 from fourdfy_cli.guidance import sds
 from fourdfy_cli.scene.cameras import Shot
@@ -46,31 +46,43 @@ class Guidance(Protocol):
 def through_encoder(
     vae: torch.nn.Module,
     rgb: Float[Tensor, "V H W 3"],
-    size: tuple[int, int],
-    latent_gradient: Callable[[Tensor], tuple[Tensor, float]],
+    score: Score,
+    batch: int,
+    latent_gradient: Callable[[Tensor], Tensor],
     generator: torch.Generator,
     chunk: int | None = None,
 ) -> Pull:
-    """Resize pictures to the model's size (height, width), encode them, ask `latent_gradient` for (d loss / d z, loss) at the latents
-    z [V C h w], and pull the gradient back to the pictures.
+    """Resize pictures to score.size, encode them, ask `latent_gradient` for g / B at the latents z [V C h w] of B = `batch` pictures or
+    clips, and pull score.weight times that back to the pictures. With score.pixels, the pictures x are drawn to the picture of z - g as
+    well, by that many times (x - decode(z - g)) / B (HiFA, arXiv 2305.18766): what the encoder hardly sees is noise in the one term and
+    smooth in the other.
 
     With `chunk`, no more than that many pictures are encoded with a graph at a time, once before and once after the question: the same
     gradient in less memory (autoencoders look at one picture at a time). Draws the posterior's noise, if the autoencoder has one.
     """
     chunk = chunk or len(rgb)
     leaves = [part.detach().requires_grad_(True) for part in rgb.split(chunk)]
+    pictures = [fitted(leaf, score.size) for leaf in leaves]
     with torch.set_grad_enabled(len(leaves) == 1):
-        coded = [encode(vae, fitted(leaf, size)) for leaf in leaves]
+        coded = [encode(vae, picture) for picture in pictures]
     shape = (len(rgb), *coded[0][0].shape[1:])
     noise = None if coded[0][1] is None else torch.randn(shape, generator=generator, device=generator.device).to(rgb).split(chunk)
     sampled = [_sample(part, noise, k) for k, part in enumerate(coded)]
-    at_latents, loss = latent_gradient(torch.cat([z.detach() for z in sampled]))
+    z = torch.cat([part.detach() for part in sampled])
+    at_latents = latent_gradient(z)
+    wanted = (z - batch * at_latents).split(chunk)
     grads = []
-    for k, (leaf, grad) in enumerate(zip(leaves, at_latents.split(chunk), strict=True)):
-        z = sampled[k] if len(leaves) == 1 else _sample(encode(vae, fitted(leaf, size)), noise, k)
-        grads += torch.autograd.grad(z, leaf, grad)
+    for k, (leaf, picture, grad) in enumerate(zip(leaves, pictures, (score.weight * at_latents).split(chunk), strict=True)):
+        z_k = sampled[k] if len(leaves) == 1 else _sample(encode(vae, picture), noise, k)
+        outputs, pulls = [z_k], [grad]
+        if score.pixels > 0:
+            outputs.append(picture)
+            with torch.no_grad():
+                pulls.append(score.weight * score.pixels / batch * (picture - decode(vae, wanted[k])))
+        grads += torch.autograd.grad(outputs, leaf, pulls)
     grad = torch.cat(grads)
-    return Pull(grad, loss, {"grad_norm": grad.norm().item(), "latent_grad_norm": at_latents.norm().item()})
+    logs = {"grad_norm": grad.norm().item(), "latent_grad_norm": score.weight * at_latents.norm().item()}
+    return Pull(grad, score.weight * sds.loss_of(at_latents, batch), logs)
 
 
 def fitted(rgb: Float[Tensor, "V H W 3"], size: tuple[int, int]) -> Float[Tensor, "V 3 h w"]:
@@ -86,17 +98,12 @@ def _sample(coded: tuple[Tensor, Tensor | None], noise: tuple[Tensor, ...] | Non
 
 
 def latent_gradient(x: sds.Noised, outputs: tuple[Tensor, Tensor], score: Score, groups: int) -> Tensor:
-    """Eq. 3 or 6 as score.form says, from the network's outputs (cond, uncond), times score.weight; exit 2 for another form."""
+    """Eq. 3 or 6 as score.form says, from the network's outputs (cond, uncond); exit 2 for another form."""
     if score.form == "reconstruction":
-        return score.weight * sds.reconstruction_gradient(x, *outputs, score.scale, score.rescale, groups)
+        return sds.reconstruction_gradient(x, *outputs, score.scale, score.rescale, groups)
     if score.form == "sds":
-        return score.weight * sds.video_gradient(x, *outputs, score.scale)
+        return sds.video_gradient(x, *outputs, score.scale)
     raise FourdfyError(f"a score's form is sds or reconstruction, not {score.form!r}", "--set multiview.scores.0.form=sds", USAGE)
-
-
-def weighted_loss(gradient: Tensor, weight: float) -> float:
-    """The loss of a gradient that already contains `weight`."""
-    return sds.loss_of(gradient) / weight if weight else 0.0
 
 
 def level(score: Score, progress: float, T: int, generator: torch.Generator) -> int:

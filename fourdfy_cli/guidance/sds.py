@@ -82,6 +82,6 @@ def amplified(gradient: Float[Tensor, "B C F h w"], motion: float) -> Float[Tens
     return mean + motion * (gradient - mean)
 
 
-def loss_of(gradient: Float[Tensor, "B ..."]) -> float:
-    """The loss whose gradient this is: 0.5 sum g^2 / B for a gradient g / B."""
-    return 0.5 * len(gradient) * gradient.square().sum().item()
+def loss_of(gradient: Tensor, batch: int) -> float:
+    """The loss whose gradient this is: 0.5 sum g^2 / B for a gradient g / B of `batch` B pictures or clips."""
+    return 0.5 * batch * gradient.square().sum().item()

@@ -46,17 +46,16 @@ class VariationalGuidance:
         camera = shot.c2w.flatten(1)
         prompt = self.texts.facing(shot.azimuth(), score.view_words)
 
-        def gradient(z: Tensor) -> tuple[Tensor, float]:
+        def gradient(z: Tensor) -> Tensor:
             x = sds.noised(schedule, z, t, generator)
             outputs = self.diffusion.predict(x.z_t, t, prompt, self.texts[score.negative])
             with torch.no_grad():
                 output = predict(self.twin.unet, x.z_t, t, self.texts.plain(len(z)), camera)
             eps_pretrained = schedule.eps(guided(*outputs, score.scale), x.z_t, t)
-            grad = score.weight * sds.variational_gradient(x, eps_pretrained, self.twin.schedule.eps(output, x.z_t, t))
             logs["lora_loss"] = self.learn(z, camera, generator)
-            return grad, pull.weighted_loss(grad, score.weight)
+            return sds.variational_gradient(x, eps_pretrained, self.twin.schedule.eps(output, x.z_t, t))
 
-        pulled = pull.through_encoder(self.diffusion.vae, rgb, score.size, gradient, generator, chunk)
+        pulled = pull.through_encoder(self.diffusion.vae, rgb, score, len(rgb), gradient, generator, chunk)
         return replace(pulled, logs=pulled.logs | logs | {"t": float(t)})
 
     def to(self, device: torch.device | str) -> None:

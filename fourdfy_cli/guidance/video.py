@@ -30,14 +30,14 @@ class VideoGuidance:
         t = pull.level(score, progress, len(self.diffusion.schedule), generator)
         prompt = self.texts.facing(shot.azimuth()[:1], score.view_words)
 
-        def gradient(frames: Tensor) -> tuple[Tensor, float]:
+        def gradient(frames: Tensor) -> Tensor:
             clip = frames.transpose(0, 1)[None]  # [F C h w] to [1 C F h w]
             x = sds.noised(self.diffusion.schedule, clip, t, generator)
             outputs = self.diffusion.predict(x.z_t, t, prompt, self.texts[score.negative])
             grad = sds.amplified(pull.latent_gradient(x, outputs, score, 1), score.motion)
-            return grad[0].transpose(0, 1), pull.weighted_loss(grad, score.weight)
+            return grad[0].transpose(0, 1)
 
-        pulled = pull.through_encoder(self.diffusion.vae, rgb, score.size, gradient, generator, chunk)
+        pulled = pull.through_encoder(self.diffusion.vae, rgb, score, 1, gradient, generator, chunk)
         return replace(pulled, logs=pulled.logs | {"t": float(t)})
 
     def to(self, device: torch.device | str) -> None:

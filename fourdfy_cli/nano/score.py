@@ -34,9 +34,9 @@ def score(run: Path) -> dict[str, Any]:
     """Measures of a run folder or checkpoint; a folder gets them as nano.json too.
 
     iou, psnr (dB), depth_error: means over views and times. motion_ratio: mean frame-to-frame change over the ground
-    truth's (of a thing that should stand still: over the mean of the five motions'). object_ok, colour_ok: fraction of
-    views in which nano CLIP names them right. fronts: how many of the 8 azimuths look like a front (None for things
-    without one); front_runs: how many separate fronts those form. Raises FourdfyError as `render.load_scene`.
+    truth's (if the prompt names no motion: over the mean of the five motions'), whatever the stage. object_ok, colour_ok:
+    fraction of views in which nano CLIP names them right. fronts: how many of the 8 azimuths look like a front (None for
+    things without one); front_runs: how many separate fronts those form. Raises FourdfyError as `render.load_scene`.
     """
     scene, recipe, meta = render.load_scene(run)
     judge, moving = load_clip("nano"), recipe.stage(meta["stage"]).moving
@@ -48,7 +48,7 @@ def score(run: Path) -> dict[str, Any]:
     target = Subject(subject.object, subject.colour, subject.motion if moving else None)
     per_view = compare(frames, shot, target)
     result = {name: float(np.nanmean(values)) for name, values in per_view.items()}
-    result |= {"motion_ratio": motion_ratio(scene, target) if moving else 0.0}
+    result |= {"motion_ratio": motion_ratio(scene, subject)}
     result |= naming(judge, frames, subject)
     result |= fronts(judge, frames, subject)
     result |= {"prompt": meta["prompt"], "stage": meta["stage"], "held_out": subject.held_out, "per_view": table(shot, per_view)}

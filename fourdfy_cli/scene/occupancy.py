@@ -30,6 +30,9 @@ def lookup(binary: Bool[Tensor, "R R R"], x: Float[Tensor, "N 3"]) -> Bool[Tenso
 class Occupancy(nn.Module):
     """Buffers `value` [R R R] and `binary` [R R R]; every cell counts as occupied until the first update."""
 
+    value: Tensor
+    binary: Tensor
+
     def __init__(self, cells: int):
         super().__init__()
         self.cells = cells

@@ -62,6 +62,8 @@ class Scene(nn.Module):
     """Field, background and occupancy. `blob_std` holds the value of the last training step, for whoever looks at a
     finished scene; nothing in here reads it."""
 
+    blob_std: Tensor
+
     def __init__(
         self,
         field: config.Field,
