@@ -263,6 +263,8 @@ class Pace:
         self.recent.append(time.monotonic())
         self.counts[outcome.branch] += 1
         each = (self.recent[-1] - self.recent[0]) / (len(self.recent) - 1)
+        if self.counts.total() == 1:
+            self.recent.popleft()  # the first step may compile: no measure of those to come
         steps = current.recipe.stage(current.stage).steps
         left = each * (steps - current.step)
         unit = 1024**2 if sys.platform == "darwin" else 1024
