@@ -68,17 +68,15 @@ def through_encoder(
     shape = (len(rgb), *coded[0][0].shape[1:])
     noise = None if coded[0][1] is None else torch.randn(shape, generator=generator, device=generator.device).to(rgb).split(chunk)
     sampled = [_sample(part, noise, k) for k, part in enumerate(coded)]
-    z = torch.cat([part.detach() for part in sampled])
-    at_latents = latent_gradient(z)
-    wanted = (z - batch * at_latents).split(chunk)
+    at_latents = latent_gradient(torch.cat([z.detach() for z in sampled]))
     grads = []
-    for k, (leaf, picture, grad) in enumerate(zip(leaves, pictures, (score.weight * at_latents).split(chunk), strict=True)):
-        z_k = sampled[k] if len(leaves) == 1 else _sample(encode(vae, picture), noise, k)
-        outputs, pulls = [z_k], [grad]
+    for k, (leaf, picture, at_z) in enumerate(zip(leaves, pictures, at_latents.split(chunk), strict=True)):
+        z = sampled[k] if len(leaves) == 1 else _sample(encode(vae, picture), noise, k)
+        outputs, pulls = [z], [score.weight * at_z]
         if score.pixels > 0:
             outputs.append(picture)
             with torch.no_grad():
-                pulls.append(score.weight * score.pixels / batch * (picture - decode(vae, wanted[k])))
+                pulls.append(score.weight * score.pixels / batch * (picture - decode(vae, z - batch * at_z)))
         grads += torch.autograd.grad(outputs, leaf, pulls)
     grad = torch.cat(grads)
     logs = {"grad_norm": grad.norm().item(), "latent_grad_norm": score.weight * at_latents.norm().item()}
