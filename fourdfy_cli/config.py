@@ -149,11 +149,11 @@ class Stage:
     blob: Ramp = Ramp(0.5, 0.5)  # standard deviation of the density blob
     sparsity: Ramp = Ramp(0.0, 0.0)
     opaque: Ramp = Ramp(0.0, 0.0)
+    smooth: Ramp = Ramp(0.0, 0.0)  # of a deformation's displacement
 
     def chances(self) -> dict[str, float]:
         """How often each branch is drawn, without those that never are."""
-        rest = 1 - self.p_3d
-        every = (("multiview", self.p_3d), ("image", rest * self.p_image), ("video", rest * (1 - self.p_image)))
+        every = (("multiview", self.p_3d), ("image", (1 - self.p_3d) * self.p_image), ("video", (1 - self.p_3d) * (1 - self.p_image)))
         return {branch: chance for branch, chance in every if chance > 1e-9}
 
 
@@ -275,7 +275,7 @@ def _read(text: str, old: Any, key: str) -> Any:
 
 def _build(kind: Any, value: Any, path: str) -> Any:
     """A value of the annotated type from plain builtins."""
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         needed = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
         if not isinstance(value, dict) or not needed <= set(value) <= set(hints):

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from fourdfy_cli.config import Recipe, Shots, Stage
 from fourdfy_cli.guidance.pull import Guidance
-from fourdfy_cli.losses import opaqueness, sparsity
+from fourdfy_cli.losses import opaqueness, smoothness, sparsity
 from fourdfy_cli.memory import DIRECT, Chunks
 from fourdfy_cli.scene.cameras import Shot, orbit_camera
+from fourdfy_cli.scene.deformation import Deformation
 from fourdfy_cli.scene.scene import Frames, Look, Scene, cast, refresh, trace
 
 BRANCHES = ("multiview", "image", "video")
+POINTS, APART = 4096, 1 / 64  # where the slope of a deformation is looked at, and over what part of the box and of the period
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ def step(scene: Scene, guidances: Mapping[str, Guidance], moment: Moment, chunks
         total = objective(frames, grad, moment, len(rays.time), outcome)
         if total.requires_grad:  # nothing to learn from where no ray met matter
             total.backward()
+    smooth(scene, moment, outcome)
     return outcome
 
 
@@ -161,6 +164,16 @@ def objective(frames: Frames, grad: Float[Tensor, "N 3"], moment: Moment, pixels
             total = total + factor * value
             outcome.losses[name] = outcome.losses.get(name, 0.0) + value.item()
     return total
+
+
+def smooth(scene: Scene, moment: Moment, outcome: Outcome) -> None:
+    """Pull a deformation's smoothness back, whose value is added to the outcome's; it wants no picture, so no tile has a share in it."""
+    motion, factor = scene.field.dynamic, moment.settings.smooth.at(moment.progress)
+    if factor > 0 and isinstance(motion, Deformation) and motion.grid.table.requires_grad:
+        x = torch.rand(POINTS, 4, generator=moment.generator("smooth")).to(scene.blob_std)
+        value = smoothness(motion.displacement, x * (1 - APART), APART)
+        (factor * value).backward()
+        outcome.losses["smooth"] = value.item()
 
 
 def make_room(guidances: Mapping[str, Guidance], branch: str, device: torch.device) -> None:

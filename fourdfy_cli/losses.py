@@ -1,10 +1,13 @@
-"""Regularisers of the rendered opacity; METHOD: released code of 4D-fy (systems/fourdfy.py), not in the paper.
+"""Regularisers of the released code of 4D-fy (systems/fourdfy.py), not in the paper.
 
-Both are per pixel here; what is added, on every step whatever the branch, is their mean over a shot.
+Those of the rendered opacity are per pixel here; what is added, on every step whatever the branch, is their mean over a shot.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,3 +21,15 @@ def opaqueness(opacity: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
     """Binary entropy of the opacity (clamped to [1e-3, 1 - 1e-3]): pushes every pixel to all or nothing."""
     p = opacity.clamp(1e-3, 1 - 1e-3)
     return -(p * p.log() + (1 - p) * (1 - p).log())
+
+
+def smoothness(
+    displacement: Callable[[Float[Tensor, "M 4"]], Float[Tensor, "M 3"]], x: Float[Tensor, "N 4"], apart: float
+) -> Float[Tensor, ""]:
+    """Mean squared slope of a displacement at points of place and time [0,1]^4: forward differences over `apart` along each of the
+    four axes, summed over axes and components. The released code takes differences between the pixels and frames of a displacement
+    rendered along rays (and, on multi-view steps, between views); of the points themselves it is the same from wherever one looks.
+    """
+    there = x + apart * torch.eye(4, dtype=x.dtype, device=x.device)[:, None]
+    d = displacement(torch.cat([x[None], there]).flatten(0, 1)).unflatten(0, (5, -1))
+    return ((d[1:] - d[0]) / apart).square().sum((0, 2)).mean()

@@ -235,6 +235,7 @@ PAPER = {
     "stage1.opaque.*": "[C] none up to step 10 000; not in [P]",
     "stage2.opaque.*": "[C] none up to step 10 000; not in [P]",
     "stage3.opaque.*": "[C] 0, then 1000 after step 10 000; not in [P]",
+    "stage?.smooth.*": "[C] of its deformation variant alone",
     "field.*": "[C]",
     "background.hidden": "[C]; [P] has a background network too",
     "background.*": "[C]",

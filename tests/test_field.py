@@ -9,7 +9,7 @@ import torch
 
 from fourdfy_cli import config, presets
 from fourdfy_cli.errors import FourdfyError
-from fourdfy_cli.scene.field import Field
+from fourdfy_cli.scene.field import Field, make
 
 TINY = config.Field(*(config.Grid(2, 2, 5, 2, 1.5),) * 2, hidden=6, init=0.5, deformation=config.Grid(3, 2, 5, 2, 1.5))
 KINDS = {kind: dataclasses.replace(TINY, kind=kind) for kind in ("hashgrid", "hexplane", "deformation")}
@@ -17,7 +17,7 @@ EVERY = pytest.mark.parametrize("cfg", KINDS.values(), ids=KINDS)
 
 
 def field(cfg: config.Field = TINY) -> Field:
-    return Field(cfg, torch.Generator().manual_seed(0))
+    return make(cfg, torch.Generator().manual_seed(0))
 
 
 def awake(cfg: config.Field) -> Field:

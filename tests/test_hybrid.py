@@ -129,6 +129,36 @@ def test_a_step_leaves_the_gradient_of_the_whole_loss(tiny, branch, coins, alway
             assert (ours.grad - theirs.grad).abs().max() / scale < 1e-5, name
 
 
+@pytest.mark.parametrize("branch, always, learns", [("video", False, True), ("multiview", True, True), ("multiview", False, False)])
+def test_a_deformation_is_smoothed_where_it_learns(tiny, branch, always, learns):
+    """The gradient of a step with the regulariser, less that without it, is its own in closed form."""
+
+    def gradient(weight: float) -> tuple[torch.Tensor, dict[str, float], Scene]:
+        chances = {"p_3d": float(branch == "multiview"), "p_image": 0.0, "dynamic_always": always}
+        stage = dataclasses.replace(tiny.stage3, **chances, smooth=constant(weight))
+        recipe = dataclasses.replace(tiny, stage3=stage, field=dataclasses.replace(tiny.field, kind="deformation"))
+        moment, scene = Moment(recipe, 0, 3, 0), scene_of(recipe)
+        last = scene.field.dynamic.net[-1].weight
+        torch.nn.init.normal_(last, generator=torch.Generator().manual_seed(1))
+        hybrid.look_around(scene, moment)
+        outcome = hybrid.step(scene, {branch: Probe()}, moment)
+        return last.grad, outcome.losses, scene
+
+    with_it, losses, scene = gradient(3e3)
+    without, plain, _ = gradient(0.0)
+    assert "smooth" not in plain and ("smooth" in losses) == learns
+    if not learns:
+        assert with_it is without is None
+        return
+    motion, apart = scene.field.dynamic, hybrid.APART
+    x = torch.rand(hybrid.POINTS, 4, generator=Moment(tiny, 0, 3, 0).generator("smooth")) * (1 - apart)
+    slopes = [(motion.displacement(x + apart * step) - motion.displacement(x)) / apart for step in torch.eye(4)]
+    value = sum(slope.square().sum(1).mean() for slope in slopes)
+    (own,) = torch.autograd.grad(3e3 * value, motion.net[-1].weight)
+    assert losses["smooth"] == pytest.approx(value.item(), rel=1e-4) and value > 0
+    torch.testing.assert_close(with_it - without, own, rtol=1e-3, atol=1e-4 * own.abs().max().item())
+
+
 class Exact(Here):
     """Eq. 3 with the exact denoiser of one thing: the data distribution is a single picture per camera and time."""
 

@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from fourdfy_cli.losses import opaqueness, sparsity
+from fourdfy_cli.losses import opaqueness, smoothness, sparsity
 
 
 def test_sparsity_in_closed_form():
@@ -26,3 +26,19 @@ def test_gradients():
     assert torch.autograd.gradcheck(sparsity, opacity) and torch.autograd.gradcheck(opaqueness, opacity)
     (pull,) = torch.autograd.grad(opaqueness(opacity).sum(), opacity)
     assert ((pull > 0) == (opacity < 0.5)).all()  # descending it drives p below 1/2 to 0, the rest to 1
+
+
+def test_smoothness_of_a_linear_displacement_is_the_square_of_its_slopes():
+    slope = torch.arange(12, dtype=torch.float64).view(3, 4) / 10
+    x = torch.rand(20, 4, dtype=torch.float64)
+    assert abs(smoothness(lambda p: p @ slope.T + 0.7, x, 0.01).item() - slope.square().sum().item()) < 1e-9
+    assert smoothness(lambda p: p[:, :3] * 0 + 0.7, x, 0.01) == 0
+
+
+def test_smoothness_is_the_mean_over_points():
+    def squares(p: torch.Tensor) -> torch.Tensor:
+        return p[:, 3:].square().expand(-1, 3)
+
+    x, apart = torch.rand(20, 4, dtype=torch.float64), 1e-3
+    expected = sum(3 * (((row[3] + apart) ** 2 - row[3] ** 2) / apart) ** 2 for row in x) / 20
+    assert abs(smoothness(squares, x, apart) - expected) < 1e-9

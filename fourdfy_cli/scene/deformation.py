@@ -23,8 +23,13 @@ class Deformation(nn.Module):
         super().__init__()
         self.grid = HashGrid(4, grid, init, generator, encoding)
         self.net = mlp((grid.levels * grid.features, hidden, hidden, 3), generator)
-        nn.init.zeros_(self.net[-1].weight)
+        *_, last = self.net.parameters()
+        nn.init.zeros_(last)
+
+    def displacement(self, x: Float[Tensor, "N 4"]) -> Float[Tensor, "N 3"]:
+        """How far from points of [0,1]^4 (place and time) those lie that they come from."""
+        return self.net(self.grid(x))
 
     def forward(self, x: Float[Tensor, "N 4"]) -> Float[Tensor, "N 3"]:
         """The points of [0,1]^3 that those of [0,1]^4 (place and time) come from."""
-        return (x[:, :3] + self.net(self.grid(x))).clamp(0, 1)
+        return (x[:, :3] + self.displacement(x)).clamp(0, 1)

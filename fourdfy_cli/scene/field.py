@@ -28,42 +28,34 @@ class Field(nn.Module):
 
     def __init__(self, cfg: config.Field, generator: torch.Generator, encoding: Encoding = hashgrid.TORCH):
         super().__init__()
+        self.blob_height = cfg.blob_height
+        self.static, self.dynamic, channels = self.parts(cfg, generator, encoding)
+        self.density_net = mlp((channels, cfg.hidden, 1), generator)
+        self.colour_net = mlp((channels, cfg.hidden, 3), generator)
+
+    @staticmethod
+    def parts(cfg: config.Field, generator: torch.Generator, encoding: Encoding):
+        """Static part, dynamic part, and how many features a point gets. Raises FourdfyError (exit 2) if the two parts do not agree."""
         channels = cfg.static.levels * cfg.static.features
-        if cfg.kind != "deformation" and channels != cfg.dynamic.levels * cfg.dynamic.features:
+        if channels != cfg.dynamic.levels * cfg.dynamic.features:
             raise FourdfyError(
                 f"the grids' features are added, but the static one gives {channels} and the dynamic one "
                 f"{cfg.dynamic.levels} x {cfg.dynamic.features}",
                 f"--set field.dynamic.levels={cfg.static.levels} --set field.dynamic.features={cfg.static.features}",
                 USAGE,
             )
-        self.kind, self.blob_height = cfg.kind, cfg.blob_height
         if cfg.kind == "hexplane":
-            channels *= 3
-            self.static = HexPlane(3, cfg.static, cfg.init, generator)
-            self.dynamic = HexPlane(4, cfg.dynamic, cfg.init, generator)
-        else:
-            self.static = HashGrid(3, cfg.static, cfg.init, generator, encoding)
-            if cfg.kind == "deformation":
-                self.dynamic = Deformation(cfg.deformation, cfg.hidden, cfg.init, generator, encoding)
-            else:
-                self.dynamic = HashGrid(4, cfg.dynamic, cfg.init, generator, encoding)
-        self.density_net = mlp((channels, cfg.hidden, 1), generator)
-        self.colour_net = mlp((channels, cfg.hidden, 3), generator)
+            return HexPlane(3, cfg.static, cfg.init, generator), HexPlane(4, cfg.dynamic, cfg.init, generator), 3 * channels
+        parts = (HashGrid(dims, grid, cfg.init, generator, encoding) for dims, grid in ((3, cfg.static), (4, cfg.dynamic)))
+        return *parts, channels
 
     def features(self, x: Float[Tensor, "N 3"], time: Float[Tensor, " N"]) -> Float[Tensor, "N C"]:
-        """static(x) + dynamic(x, t), whatever the stage: a dynamic grid that is not trained yet is nearly zero. Of a deformation
-        static(y) and y itself, in the box [-1,1]^3, where y is the point that x came from."""
+        """static(x) + dynamic(x, t), whatever the stage: a dynamic grid that is not trained yet is nearly zero."""
         unit = (x + 1) / 2
-        moment = torch.cat([unit, time[:, None]], 1)
-        if self.kind == "deformation":
-            origin = self.dynamic(moment)
-            return torch.cat([self.static(origin), 2 * origin - 1], 1)
-        return self.static(unit) + self.dynamic(moment)
+        return self.static(unit) + self.dynamic(torch.cat([unit, time[:, None]], 1))
 
     def attach(self, known: Float[Tensor, "N C"], x: Float[Tensor, "N 3"], time: Float[Tensor, " N"]) -> Float[Tensor, "N C"]:
         """Features that `features(x, time)` gave earlier without a graph, now with one to both parts (not to x)."""
-        if self.kind == "deformation":
-            return self.features(x, time)
         unit = (x + 1) / 2
         return self.dynamic.attach(self.static.attach(known, unit), torch.cat([unit, time[:, None]], 1))
 
@@ -91,9 +83,36 @@ class Field(nn.Module):
         return F.softplus(decode(features, self.density_net)[:, 0] + self._bias(x, blob_std))
 
     def _placed(self, features: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and points as the nets and the bias want them; a deformation carries the bias along with the point."""
-        return (features[:, :-3], features[:, -3:]) if self.kind == "deformation" else (features, x)
+        """Features and points as the nets and the bias want them."""
+        return features, x
 
     def _bias(self, x: Tensor, blob_std: float) -> Tensor:
         """blob_height (1 - |x| / blob_std): a cone, which starts the scene as a blob at the origin."""
         return self.blob_height * (1 - x.norm(dim=-1) / blob_std)
+
+
+class Deformed(Field):
+    """A static grid alone, looked up at the points that the dynamic part says a moment's points came from."""
+
+    @staticmethod
+    def parts(cfg: config.Field, generator: torch.Generator, encoding: Encoding):
+        static = HashGrid(3, cfg.static, cfg.init, generator, encoding)
+        return static, Deformation(cfg.deformation, cfg.hidden, cfg.init, generator, encoding), cfg.static.levels * cfg.static.features
+
+    def features(self, x: Float[Tensor, "N 3"], time: Float[Tensor, " N"]) -> Float[Tensor, "N C"]:
+        """static(y) and y itself, in the box [-1,1]^3, where y is the point that x came from."""
+        origin = self.dynamic(torch.cat([(x + 1) / 2, time[:, None]], 1))
+        return torch.cat([self.static(origin), 2 * origin - 1], 1)
+
+    def attach(self, known: Float[Tensor, "N C"], x: Float[Tensor, "N 3"], time: Float[Tensor, " N"]) -> Float[Tensor, "N C"]:
+        """Looked up again, as the static part's gradient reaches the points."""
+        return self.features(x, time)
+
+    def _placed(self, features: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The density's bias goes along with the point."""
+        return features[:, :-3], features[:, -3:]
+
+
+def make(cfg: config.Field, generator: torch.Generator, encoding: Encoding = hashgrid.TORCH) -> Field:
+    """The field of a kind; raises FourdfyError as `Field.parts`."""
+    return (Deformed if cfg.kind == "deformation" else Field)(cfg, generator, encoding)

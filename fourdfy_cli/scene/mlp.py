@@ -15,7 +15,8 @@ def mlp(widths: tuple[int, ...], generator: torch.Generator) -> nn.Sequential:
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(widths):
         layer = torch.nn.utils.skip_init(nn.Linear, fan_in, fan_out, bias=False)
-        nn.init.uniform_(layer.weight, -(fan_in**-0.5), fan_in**-0.5, generator=generator)
+        (weight,) = layer.parameters()
+        nn.init.uniform_(weight, -(fan_in**-0.5), fan_in**-0.5, generator=generator)
         layers += [layer, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -26,8 +27,8 @@ def decode(features: Float[Tensor, "N C"], *nets: nn.Sequential) -> Float[Tensor
     The hidden layers are one matrix product, their activations are overwritten by the ReLU and, on the way back, by their
     gradient: half the memory traffic of the modules one after another, which is what such small layers cost.
     """
-    first, last = torch.cat([net[0].weight for net in nets]), torch.block_diag(*(net[2].weight for net in nets))
-    return _Decode.apply(features, first, last)
+    hidden, outer = zip(*(net.parameters() for net in nets), strict=True)
+    return _Decode.apply(features, torch.cat(hidden), torch.block_diag(*outer))
 
 
 class _Decode(torch.autograd.Function):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fourdfy_cli import config, kernels
 from fourdfy_cli.scene.background import Background
 from fourdfy_cli.scene.cameras import Shot, rays
-from fourdfy_cli.scene.field import Field
+from fourdfy_cli.scene.field import make
 from fourdfy_cli.scene.occupancy import Occupancy
 from fourdfy_cli.scene.volume import Samples, accumulate
 
@@ -75,7 +75,7 @@ class Scene(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.march, self.backend = march, backend
-        self.field = Field(field, generator, backend.encoding)
+        self.field = make(field, generator, backend.encoding)
         self.background_net = Background(background.hidden, generator)
         self.occupancy = Occupancy(march.cells)
         self.register_buffer("blob_std", torch.tensor(0.5))
