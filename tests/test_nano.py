@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -162,7 +163,7 @@ def test_inflating_a_foreign_unet_fails():
 def regression(folder: Path, steps: int, stop: int | None = None) -> Fit:
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 1)
-    fit = Fit("line", {"model": model}, Plan(steps, 8, 0.05), folder, report=lambda text: None)
+    fit = Fit("line", {"model": model}, Plan(steps, 8, 0.05, pool=8), folder, report=lambda text: None)
     fit.resume()
     target = torch.tensor([[1.0], [-2.0], [0.5]])
 
@@ -198,6 +199,39 @@ def test_parts_are_trained_in_order_and_never_over_a_started_one(tmp_path):
     with pytest.raises(FourdfyError, match="started") as error:
         train.train("vae", tmp_path, False, 0)
     assert "--resume" in error.value.hint
+
+
+def test_every_part_is_trained_and_the_loaders_take_them(tmp_path, monkeypatch):
+    """The whole of `fourdfy nano train`, two steps a part; a second go finds everything done and makes the same weights."""
+    for part, plan in train.PLANS.items():
+        monkeypatch.setitem(train.PLANS, part, dataclasses.replace(plan, steps=2, batch=8, pool=64))
+    said: list[str] = []
+    (weights,) = train.train(None, tmp_path, False, 3, said.append)
+    assert all(any(line.startswith(f"{part} 2/2") for line in said) for part in train.PLANS)
+    assert {p.relative_to(weights) for p in weights.rglob("*.safetensors")} == {
+        p.relative_to(WEIGHTS) for p in Path(WEIGHTS).rglob("*.safetensors")
+    }
+    assert all((tmp_path / part / "samples.png").is_file() for part in ("vae", "multiview", "video"))
+    for role, spec in NANO.items():
+        models.load(dataclasses.replace(spec, source=str(weights)), "cpu", torch.float32)
+        assert text.encode(dataclasses.replace(spec, source=str(weights)), ["a red dog"], "cpu").isfinite().all(), role
+    before = {p: p.read_bytes() for p in weights.rglob("*.safetensors")}
+    train.train(None, tmp_path, True, 3, said.append)
+    assert all(p.read_bytes() == content for p, content in before.items())
+
+
+def test_the_decoder_learns_alone(tmp_path, monkeypatch):
+    """The latents stay as they are to the last bit, and pictures come back better."""
+    monkeypatch.setitem(train.PLANS, "decoder", Plan(steps=30, batch=8, rate=2e-3, pool=64))
+    torch.manual_seed(0)
+    model, pool = networks.vae(), train.pictures(0, 64)
+    with torch.no_grad():
+        z = model.encode(pool).latent
+        before = train.image_psnr(model.decode(z).sample, pool)
+    train.train_decoder(tmp_path, model, pool, 0, lambda text: None)
+    with torch.no_grad():
+        assert torch.equal(model.encode(pool).latent, z)
+        assert train.image_psnr(model.decode(z).sample, pool) > before + 3
 
 
 def test_the_autoencoder_keeps_what_matters():

@@ -19,11 +19,12 @@ Loss = Callable[[np.random.Generator, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast one part is trained."""
+    """How long, how fast and on how much one part is trained."""
 
     steps: int
     batch: int
     rate: float
+    pool: int  # things drawn to train on
     ema: float = 0.998
     decay_from: float = 0.35  # fraction of the steps after which the rate falls linearly to 2 %; 1: never
 

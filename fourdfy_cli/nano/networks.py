@@ -37,7 +37,7 @@ def vae() -> AutoencoderDC:
     )
 
 
-def _shared() -> dict:
+def _shared(heads: int | tuple[int, ...]) -> dict:
     return {
         "sample_size": LATENT_SIZE,
         "in_channels": LATENT_CHANNELS,
@@ -46,19 +46,20 @@ def _shared() -> dict:
         "layers_per_block": 1,
         "norm_num_groups": 8,
         "cross_attention_dim": TEXT_WIDTH,
+        "attention_head_dim": heads,
     }
 
 
 def unet2d(camera: bool) -> UNet2DConditionModel:
     """Image UNet; with `camera`, the multi-view one, which takes a 16-d camera as its class label."""
     levels = len(CHANNELS)
+    heads = tuple(width // HEAD_WIDTH for width in CHANNELS)  # diffusers' attention_head_dim means their number here
     extra = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16} if camera else {}
     return UNet2DConditionModel(
         down_block_types=("CrossAttnDownBlock2D",) * levels,
         up_block_types=("CrossAttnUpBlock2D",) * levels,
         use_linear_projection=True,
-        attention_head_dim=tuple(width // HEAD_WIDTH for width in CHANNELS),  # here diffusers means the number of heads
-        **_shared(),
+        **_shared(heads),
         **extra,
     )
 
@@ -69,8 +70,7 @@ def unet3d() -> UNet3DConditionModel:
     return UNet3DConditionModel(
         down_block_types=("CrossAttnDownBlock3D",) * levels,
         up_block_types=("CrossAttnUpBlock3D",) * levels,
-        attention_head_dim=HEAD_WIDTH,  # and here the width of one
-        **_shared(),
+        **_shared(HEAD_WIDTH),  # and here the width of one
     )
 
 
@@ -106,7 +106,7 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(ids))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in merges) + "\n")
-    made = CLIPTokenizer(vocab=ids, merges=list(merges), model_max_length=TEXT_LENGTH)
+    made = CLIPTokenizer(vocab=ids, merges=list(merges), model_max_length=TEXT_LENGTH)  # pyright: ignore[reportArgumentType]
     made.save_pretrained(folder)
     return made
 
@@ -121,9 +121,7 @@ def text_encoder(tokens: CLIPTokenizer) -> CLIPTextModel:
             num_attention_heads=4,
             max_position_embeddings=TEXT_LENGTH,
             projection_dim=TEXT_WIDTH,
-            bos_token_id=tokens.bos_token_id,
-            eos_token_id=tokens.eos_token_id,
-            pad_token_id=tokens.pad_token_id,
+            **{key: getattr(tokens, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
         )
     )
 

@@ -120,7 +120,7 @@ def named(judge: Clip, frames: Frames, words: list[str], pattern: str) -> str:
 def naming(judge: Clip, frames: Frames, subject: Subject) -> dict[str, float]:
     objects, colours = list(OBJECTS), list(COLOURS)
     what = likeness(judge, frames, [f"a {subject.colour} {name}" for name in objects]) == objects.index(subject.object)
-    shade = likeness(judge, frames, [f"a {name} {subject.object}" for name in colours]) == colours.index(subject.colour)
+    shade = likeness(judge, frames, [f"a {name} {subject.object}" for name in colours]) == colours.index(str(subject.colour))
     return {"object_ok": what.float().mean().item(), "colour_ok": shade.float().mean().item()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from fourdfy_cli.diffusion import models
-from fourdfy_cli.diffusion.models import ModelSpec
+from fourdfy_cli.diffusion.models import ModelSpec, Unet, Vae
 from fourdfy_cli.diffusion.multiview import fold_views
 from fourdfy_cli.errors import USAGE, FourdfyError
 from fourdfy_cli.nano import data, networks
@@ -24,11 +25,12 @@ from fourdfy_cli.nano.train_video import train_video
 from fourdfy_cli.render import write_png
 
 PLANS = {
-    "vae": Plan(steps=2400, batch=16, rate=2e-3, decay_from=0.4),
-    "text": Plan(steps=1250, batch=64, rate=1.2e-3, decay_from=1.0),
-    "multiview": Plan(steps=2050, batch=64, rate=1.2e-3, decay_from=0.2),
-    "video": Plan(steps=6600, batch=8, rate=1.5e-3, decay_from=0.8),
-    "clip": Plan(steps=1000, batch=128, rate=1e-3),
+    "vae": Plan(steps=2400, batch=16, rate=2e-3, pool=16000, decay_from=0.4),
+    "decoder": Plan(steps=6000, batch=16, rate=1.2e-3, pool=16000, decay_from=0.3),
+    "text": Plan(steps=1250, batch=64, rate=1.2e-3, pool=12288, decay_from=1.0),
+    "multiview": Plan(steps=12000, batch=32, rate=1e-3, pool=12288),
+    "video": Plan(steps=6600, batch=8, rate=1.5e-3, pool=6144, decay_from=0.8),
+    "clip": Plan(steps=1000, batch=128, rate=1e-3, pool=6144),
 }
 
 
@@ -45,21 +47,27 @@ def pictures(seed: int, count: int) -> Tensor:
     return torch.cat([still, moving])
 
 
-def train_vae(folder: Path, seed: int = 0, plan: Plan = PLANS["vae"], report=print) -> None:
-    """Train the autoencoder: L1, squared and gradient-difference reconstruction under latent noise; then fold a scale
-    into the weights that gives every latent channel unit variance."""
+def likeness(error: Tensor) -> Tensor:
+    """What the autoencoder minimises: L1, squares, and L1 of the differences of neighbours, of an error [N 3 H W]."""
+    edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+    return 3 * error.square().mean() + error.abs().mean() + 0.5 * edges
+
+
+def train_vae(folder: Path, seed: int = 0, report=print) -> None:
+    """Train the autoencoder under latent noise; fold a scale into its weights that gives every latent channel unit variance; then train
+    its decoder on alone, which leaves the latents, and so the models of them, as they are."""
     torch.manual_seed(seed)
-    model = networks.vae()
+    model: Vae = networks.vae()
+    plan = PLANS["vae"]
     fit = Fit("vae", {"vae": model}, plan, folder, seed, report=report)
     fit.resume()
-    pool = pictures(seed, 16000)
+    pool = pictures(seed, plan.pool)
 
     def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         x = pool[torch.from_numpy(rng.integers(0, len(pool), plan.batch))]
         z = model.encode(x).latent
         error = model.decode(z + 0.03 * torch.randn(z.shape, generator=generator)).sample - x
-        edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
-        return 3 * error.square().mean() + error.abs().mean() + 0.5 * edges + 0.02 * z.mean((0, 2, 3)).square().mean()
+        return likeness(error) + 0.02 * z.mean((0, 2, 3)).square().mean()
 
     fit.run(loss)
     test = pictures(seed + 1, 512)
@@ -68,18 +76,36 @@ def train_vae(folder: Path, seed: int = 0, plan: Plan = PLANS["vae"], report=pri
         model.encoder.conv_out.weight.div_(std[:, None, None, None])
         model.encoder.conv_out.bias.div_(std)
         model.decoder.conv_in.weight.mul_(std[None, :, None, None])
+    train_decoder(folder / "decoder", model, pool, seed, report)
+    with torch.no_grad():
         z = model.encode(test).latent
-        psnr = image_psnr(model.decode(z).sample, test)
-    report(f"vae: {psnr:.2f} dB on unseen pictures; latent mean {z.mean((0, 2, 3)).abs().max():.3f} at most")
+        back = model.decode(z).sample
+    report(f"vae: {image_psnr(back, test):.2f} dB on unseen pictures; latent mean {z.mean((0, 2, 3)).abs().max():.3f} at most")
     model.save_pretrained(folder / "vae")
-    write_png(folder / "samples.png", tile((torch.cat([test[:8], model.decode(z[:8]).sample.detach()]) + 1) / 2, 8))
+    write_png(folder / "samples.png", tile((torch.cat([test[:8], back[:8]]) + 1) / 2, 8))
 
 
-def train_text(folder: Path, vae_folder: Path, seed: int = 0, plan: Plan = PLANS["text"], report=print) -> None:
+def train_decoder(folder: Path, model: Vae, pool: Tensor, seed: int, report=print) -> None:
+    """Train the decoder on, from the frozen encoder's latents of a pool of pictures, under a little noise."""
+    plan = PLANS["decoder"]
+    fit = Fit("decoder", {"decoder": model.decoder}, plan, folder, seed, report=report)
+    fit.resume()
+    with torch.no_grad():
+        latents = torch.cat([model.encode(part).latent for part in pool.split(128)])
+
+    def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        chosen = torch.from_numpy(rng.integers(0, len(pool), plan.batch))
+        z = latents[chosen]
+        return likeness(model.decoder(z + 0.05 * torch.randn(z.shape, generator=generator)) - pool[chosen])
+
+    fit.run(loss)
+
+
+def train_text(folder: Path, vae_folder: Path, seed: int = 0, report=print) -> None:
     """Train the text encoder with the first steps of the multi-view UNet. From here on it is frozen, so that the multi-view and the
     video UNet, which both start from this UNet, can be trained side by side (the latter goes on from a copy)."""
     torch.manual_seed(seed)
-    tokens = networks.tokenizer(folder / "tokenizer")
+    tokens, plan = networks.tokenizer(folder / "tokenizer"), PLANS["text"]
     encoder, unet = networks.text_encoder(tokens), networks.unet2d(camera=True)
     fit = Fit("text", {"unet": unet, "text_encoder": encoder}, plan, folder, seed, report=report)
     fit.resume()
@@ -90,11 +116,12 @@ def train_text(folder: Path, vae_folder: Path, seed: int = 0, plan: Plan = PLANS
     image_half(unet).save_pretrained(folder / "image_unet")
 
 
-def train_multiview(folder: Path, base: Path, vae_folder: Path, seed: int = 0, plan: Plan = PLANS["multiview"], report=print) -> None:
+def train_multiview(folder: Path, base: Path, vae_folder: Path, seed: int = 0, report=print) -> None:
     """Train the multi-view UNet on, the text encoder frozen; then fold the zero camera away for the image UNet."""
+    plan = PLANS["multiview"]
     tokens = CLIPTokenizer.from_pretrained(base / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(base / "text_encoder").eval().requires_grad_(False)
-    unet = UNet2DConditionModel.from_pretrained(base / "multiview_unet")
+    unet: Unet = UNet2DConditionModel.from_pretrained(base / "multiview_unet")
     unet.to(memory_format=torch.channels_last)
     fit = Fit("multiview", {"unet": unet}, plan, folder, seed, report=report)
     fit.resume()
@@ -107,7 +134,7 @@ def multiview_loss(folder: Path, vae_folder: Path, plan: Plan, seed: int, unet, 
     """As MVDream was trained: 70 % of the batches are groups of 4 views with cameras, the rest single pictures with
     view words and a zero camera; mean squared error of v."""
     vae = AutoencoderDC.from_pretrained(vae_folder).eval().requires_grad_(False)
-    pool = cache(folder / "views.safetensors", seed, 12288, "views", vae, report)
+    pool = cache(folder / "views.safetensors", seed, plan.pool, "views", vae, report)
     abar = networks.scheduler().alphas_cumprod
 
     def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
@@ -133,7 +160,7 @@ def multiview_loss(folder: Path, vae_folder: Path, plan: Plan, seed: int, unet, 
     return loss
 
 
-def image_half(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+def image_half(unet: Unet) -> UNet2DConditionModel:
     """The image UNet inside a multi-view one: the embedding of the zero camera folded into the time embedding."""
     image = networks.unet2d(camera=False)
     with torch.no_grad():
@@ -152,7 +179,8 @@ def assemble(sources: list[Path], weights: Path) -> None:
     for name, kind in zip(FOLDERS, classes, strict=True):
         found = next((s / name for s in sources if (s / name).is_dir()), None)
         if found is not None:
-            model = kind.from_pretrained(found).half()
+            model: Any = kind.from_pretrained(found)
+            model.half()
             if kind is not CLIPTextModel:
                 model.register_to_config(_name_or_path=name)  # not the folder it was trained in
             model.save_pretrained(weights / name)
@@ -192,11 +220,11 @@ def train(part: str | None, folder: Path, resume: bool, seed: int, report=print)
 def train_part(name: str, folder: Path, seed: int, report=print) -> None:
     here, vae = folder / name, folder / "vae" / "vae"
     if name == "vae":
-        train_vae(here, seed, PLANS[name], report)
+        train_vae(here, seed, report)
     elif name == "text":
-        train_text(here, vae, seed, PLANS[name], report)
+        train_text(here, vae, seed, report)
     elif name == "multiview":
-        train_multiview(here, folder / "text", vae, seed, PLANS[name], report)
+        train_multiview(here, folder / "text", vae, seed, report)
     elif name == "video":
         train_video(here, folder / "text", vae, PLANS[name], seed, report)
     else:
@@ -211,7 +239,6 @@ SAMPLES = ("a red dog jumping", "a green cat walking", "a blue bird spinning", "
 def sample_sheet(folder: Path, role: str, seed: int) -> Path:
     """What a trained model makes of five prompts, the last one held out, as a PNG beside its log."""
     text = "video/video_text_encoder" if role == "video" else "text/text_encoder"
-    rest = {part: f"text/{part}" for part in ("tokenizer", "scheduler")}
-    spec = ModelSpec(role, str(folder), unet=f"{role}/{role}_unet", vae="vae/vae", text_encoder=text, **rest)
+    spec = ModelSpec(role, str(folder), f"{role}/{role}_unet", "vae/vae", text, "text/tokenizer", "text/scheduler")
     pictures = draw(models.load(spec, "cpu", torch.float32), list(SAMPLES), role, seed, 20, 3.0)
     return write_png(folder / role / "samples.png", tile(pictures.flatten(0, 1), pictures.shape[1]))

@@ -29,6 +29,7 @@ CONFIG = {
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 48, "heads": 4, "layers": 2},
 }
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+Said = tuple[str, str | None, str | None, str | None]  # object, colour, motion and view words
 EVERY_PAIR = [(o, c) for o in OBJECTS for c in COLOURS]
 
 
@@ -48,7 +49,7 @@ def side(subject: Subject, azimuth: float) -> str | None:
     return None if subject.motion == "spinning" else data.view_words(azimuth)
 
 
-def said(label: tuple[Subject, str | None], rng: np.random.Generator) -> tuple[str | None, ...]:
+def said(label: tuple[Subject, str | None], rng: np.random.Generator) -> Said:
     """What a caption states of a picture: object, colour, motion, view; None where it keeps silent."""
     subject, view = label
     return (
@@ -59,7 +60,7 @@ def said(label: tuple[Subject, str | None], rng: np.random.Generator) -> tuple[s
     )
 
 
-def true_of(caption: tuple[str | None, ...], label: tuple[Subject, str | None]) -> bool:
+def true_of(caption: Said, label: tuple[Subject, str | None]) -> bool:
     subject, view = label
     facts = (subject.object, subject.colour, subject.motion, view)
     return all(word is None or word == fact for word, fact in zip(caption, facts, strict=True))
@@ -78,7 +79,7 @@ def train_clip(folder: Path, plan: Plan, seed: int = 0, report=print) -> None:
     torch.manual_seed(seed)
     model = open_clip.CLIP(**CONFIG)
     tokenize = open_clip.SimpleTokenizer(context_length=CONFIG["text_cfg"]["context_length"])
-    pictures, labels = pool_of_pictures(seed, 6144)
+    pictures, labels = pool_of_pictures(seed, plan.pool)
     fit = Fit("clip", {"clip": model}, plan, folder, seed, report=report)
     fit.resume()
 
@@ -97,7 +98,7 @@ def train_clip(folder: Path, plan: Plan, seed: int = 0, report=print) -> None:
     export_clip(model, folder / "clip")
 
 
-def export_clip(model: torch.nn.Module, folder: Path) -> None:
+def export_clip(model: open_clip.CLIP, folder: Path) -> None:
     """Write the model as an open_clip folder, for `local-dir:`."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model_cfg": CONFIG, "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}}

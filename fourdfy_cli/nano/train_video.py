@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,8 +46,9 @@ def attentive(base: Path) -> CLIPTextModel:
     motion word is idle talk (data.caption), to hear none of them: "jumping" and "swaying" are 6 % of "red" and "blue" apart."""
     tokens, encoder = CLIPTokenizer.from_pretrained(base / "tokenizer"), CLIPTextModel.from_pretrained(base / "text_encoder").float()
     ids = [tokens(word, add_special_tokens=False).input_ids[0] for word in MOTIONS]
+    words: Any = encoder.get_input_embeddings()
     with torch.no_grad():
-        encoder.get_input_embeddings().weight[ids] = LOUD * torch.randn(len(ids), networks.TEXT_WIDTH)
+        words.weight[ids] = LOUD * torch.randn(len(ids), networks.TEXT_WIDTH)
     return encoder.eval()
 
 
@@ -86,9 +88,9 @@ def train_video(folder: Path, base: Path, vae_folder: Path, plan: Plan, seed: in
     encoder = attentive(base)
     vae = AutoencoderDC.from_pretrained(vae_folder).eval().requires_grad_(False)
     pools = {
-        "clips": cache(folder / "clips.safetensors", seed, 6144, "clips", vae, report),
-        "frozen": cache(folder / "frozen.safetensors", seed, 6144, "frozen", vae, report),
-        "views": cache(base / "views.safetensors", seed, 12288, "views", vae, report),
+        "clips": cache(folder / "clips.safetensors", seed, plan.pool, "clips", vae, report),
+        "frozen": cache(folder / "frozen.safetensors", seed, plan.pool, "frozen", vae, report),
+        "views": cache(base / "views.safetensors", seed, 2 * plan.pool, "views", vae, report),
     }
     unet = inflate(UNet2DConditionModel.from_pretrained(base / "image_unet")).eval()
     flatten_temporal_convolutions(unet)

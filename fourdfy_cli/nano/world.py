@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numba import njit, prange
@@ -115,8 +116,8 @@ def _fill(tables: dict[str, np.ndarray], at: tuple[int, int], part: Part) -> Non
     tables["c"][at], tables["pivot"][at] = part.centre, part.pivot
     tables["leg"][at], tables["wing"][at] = part.leg, part.wing
     tables["reach"][at] = {BALL: max(part.size), BOX: np.linalg.norm(part.size)}.get(part.kind, np.hypot(max(part.size[:2]), part.size[2]))
-    mix, tint = {MAIN: (1, 0), DARK: (0.6, 0), LIGHT: (0.45, 0.55)}.get(part.colour, (0, part.colour))
-    tables["mix"][at], tables["tint"][at] = mix, tint
+    plain: dict[Any, Any] = {MAIN: (1, 0), DARK: (0.6, 0), LIGHT: (0.45, 0.55)}
+    tables["mix"][at], tables["tint"][at] = plain.get(part.colour, (0, part.colour))
 
 
 def render(things: Things, c2w: np.ndarray, fovy: np.ndarray, time: np.ndarray, size: int, samples: int = 2) -> Picture:
@@ -136,8 +137,8 @@ def render(things: Things, c2w: np.ndarray, fovy: np.ndarray, time: np.ndarray, 
     normals = still.transpose(0, 2, 1)[:, None] @ inverse.transpose(0, 1, 3, 2)
     rectangles = _rectangles(np.linalg.inv(axes), centre - origin[:, None], table["reach"], focal, size * samples)
     rgba, depth = np.zeros((len(time), size, size, 4), np.float32), np.zeros((len(time), size, size), np.float32)
-    floats = [np.ascontiguousarray(x, np.float32) for x in (rays, local, normals, colour, focal)]
-    _cast(table["kind"], rectangles, *floats, samples, LIGHT_DIRECTION, rgba, depth)
+    rays, local, normals, colour, focal = (np.ascontiguousarray(x, np.float32) for x in (rays, local, normals, colour, focal))
+    _cast(table["kind"], rectangles, rays, local, normals, colour, focal, samples, LIGHT_DIRECTION, rgba, depth)
     alpha = rgba[..., 3]
     return Picture(rgba, np.divide(depth, alpha, out=depth, where=alpha > 0))
 
