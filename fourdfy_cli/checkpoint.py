@@ -70,7 +70,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()  # torch itself does not look at the checksums
-        state = None if broken else torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = None if broken else torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise FourdfyError(f"{path} cannot be read: {error.strerror}", f"ls -l {path}", USAGE) from None
     except UNREADABLE:
@@ -106,7 +106,7 @@ def digest(state: dict[str, Any]) -> str:
     for key, leaf in sorted(_leaves(body), key=lambda pair: pair[0]):
         if isinstance(leaf, Tensor):
             total.update(f"{key}\0{leaf.dtype}{tuple(leaf.shape)}\0".encode())
-            total.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            total.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         else:
             total.update(f"{key}\0{leaf!r}\0".encode(errors="surrogatepass"))
     return total.hexdigest()

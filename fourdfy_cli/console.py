@@ -236,7 +236,9 @@ def say(console: Console, text: str | Text) -> None:
 
 def show(console: Console, data: dict[str, Any], title: str = "") -> None:
     """A result for people: scalars as `name  value` lines, lists of rows as tables, dictionaries under their name."""
-    rows = {key: value for key, value in data.items() if isinstance(value, (list, tuple)) and value and isinstance(value[0], dict)}
+    rows: dict[str, Any] = {
+        key: value for key, value in data.items() if isinstance(value, (list, tuple)) and value and isinstance(value[0], dict)
+    }
     groups = {key: value for key, value in data.items() if isinstance(value, dict) and value}
     flat = {key: value for key, value in data.items() if key not in rows and key not in groups}
     if title:

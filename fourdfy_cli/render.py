@@ -46,9 +46,9 @@ class Orbit:
 def orbit_of(recipe: config.Recipe, size: int | None = None, frames: int = 64) -> Orbit:
     """An orbit at the middle of the recipe's training cameras; `size` is at least 128 pixels unless given."""
     cameras = recipe.cameras
-    middle = [sum(pair) / 2 for pair in (cameras.elevation, cameras.distance, cameras.fovy)]
+    elevation, distance, fovy = (sum(pair) / 2 for pair in (cameras.elevation, cameras.distance, cameras.fovy))
     largest = max(s.size[0] for s in (*recipe.multiview.shots, *recipe.image.shots, *recipe.video.shots))
-    return Orbit(frames, 4, *middle, size or max(128, largest))
+    return Orbit(frames, 4, elevation, distance, fovy, size or max(128, largest))
 
 
 def shot(azimuth: Float[Tensor, " V"], time: Float[Tensor, " V"], orbit: Orbit) -> Shot:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from types import TracebackType
+from typing import Any
 
 from fourdfy_cli.errors import INTERRUPTED, TERMINATED, FourdfyError
 
@@ -16,7 +17,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.raised: int | None = None
-        self.before: dict[signal.Signals, object] = {}
+        self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():

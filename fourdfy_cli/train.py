@@ -35,7 +35,7 @@ from fourdfy_cli.signals import StopSignals
 BAD_STEPS = 5  # non-finite steps in a row that end a run
 
 
-@dataclass(frozen=True)
+@dataclass
 class StepInfo:
     """What the display needs of a step; times in seconds, memory in MB."""
 

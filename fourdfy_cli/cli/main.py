@@ -6,7 +6,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -37,7 +37,7 @@ app.add_typer(nano.app, name="nano")
 app.add_typer(models.app, name="models")
 app.add_typer(study.app, name="study")
 
-UsageError = typer.BadParameter.__mro__[2]  # click's ClickException, wherever this Typer keeps its click
+UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[2])  # click's ClickException, wherever this Typer keeps its click
 
 
 def _version(wanted: bool) -> bool:

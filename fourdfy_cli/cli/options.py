@@ -93,7 +93,8 @@ class Run(Common):
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """A Typer command from a function one of whose parameters is a dataclass of options: each field becomes an option."""
     hints = _hints(command)
-    name, group = next((name, hint) for name, hint in hints.items() if dataclasses.is_dataclass(hint))
+    name = next(name for name, hint in hints.items() if dataclasses.is_dataclass(hint))
+    group = hints[name]
     own = [p.replace(annotation=hints[p.name]) for p in inspect.signature(command).parameters.values() if p.name != name]
     kinds = _hints(group) | {"context": typer.Context}
     shared = [

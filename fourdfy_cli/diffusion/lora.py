@@ -13,13 +13,12 @@ import math
 from collections.abc import Iterator
 
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import TimestepEmbedding
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from fourdfy_cli.diffusion import models
-from fourdfy_cli.diffusion.models import ModelSpec
+from fourdfy_cli.diffusion.models import ModelSpec, Unet
 from fourdfy_cli.diffusion.mvdream import CAMERA
 from fourdfy_cli.errors import DAMAGED, FourdfyError
 
@@ -27,18 +26,18 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 CAMERA_KEYS = tuple(f"class_embedding.linear_{layer}.{kind}" for layer in (1, 2) for kind in ("weight", "bias"))
 
 
-def twin(spec: ModelSpec, rank: int, device: torch.device | str, dtype: torch.dtype, generator: torch.Generator) -> UNet2DConditionModel:
+def twin(spec: ModelSpec, rank: int, device: torch.device | str, dtype: torch.dtype, generator: torch.Generator) -> Unet:
     """The UNet of a model's folder, adapted; raises FourdfyError (exit 3) as `models.load`."""
     return adapt(models.load_unet(spec, device, dtype), rank, generator)
 
 
-def shared_twin(unet: UNet2DConditionModel, rank: int, generator: torch.Generator) -> UNet2DConditionModel:
+def shared_twin(unet: Unet, rank: int, generator: torch.Generator) -> Unet:
     """A second network of the same frozen parameters (one copy in memory), adapted; the given one stays as it is."""
     parameters = {id(parameter): parameter for parameter in unet.parameters()}
     return adapt(copy.deepcopy(unet, parameters), rank, generator)
 
 
-def adapt(unet: UNet2DConditionModel, rank: int, generator: torch.Generator) -> UNet2DConditionModel:
+def adapt(unet: Unet, rank: int, generator: torch.Generator) -> Unet:
     """The UNet with a camera embedding and LoRA; raises FourdfyError (exit 3) if it takes class labels already."""
     if unet.class_embedding is not None:
         raise models.broken("the image model already has a class embedding, so its twin cannot take a camera")
@@ -49,7 +48,7 @@ def adapt(unet: UNet2DConditionModel, rank: int, generator: torch.Generator) -> 
     return unet
 
 
-def add_lora(unet: UNet2DConditionModel, rank: int, generator: torch.Generator) -> None:
+def add_lora(unet: Unet, rank: int, generator: torch.Generator) -> None:
     """Add LoRA to every attention, freeze all but it and the camera embedding, and start both as the module says.
 
     What is trained is kept in float32 at least, whatever the frozen network's dtype.

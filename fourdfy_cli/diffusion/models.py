@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, UNet2DConditionModel, UNet3DConditionModel
+from diffusers import AutoencoderDC, UNet2DConditionModel, UNet3DConditionModel
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from fourdfy_cli.diffusion.multiview import fold_views
 from fourdfy_cli.diffusion.mvdream import CAMERA
@@ -20,6 +21,10 @@ from fourdfy_cli.diffusion.network import UNETS, VAES, broken, network, read_jso
 from fourdfy_cli.diffusion.noise import Schedule
 from fourdfy_cli.diffusion.table import CAMERA_PROJECTION
 from fourdfy_cli.diffusion.temporal import flatten_temporal_convolutions
+
+# Networks of diffusers, whose own annotations know too little of `config`, `to` and what a call returns.
+Unet = Any  # UNet2DConditionModel, UNet3DConditionModel, or what is called as one
+Vae = Any  # AutoencoderKL or AutoencoderDC
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,10 @@ NANO = {
 
 @dataclass(frozen=True)
 class Diffusion:
-    """A frozen latent diffusion model on its device; the UNet is a UNet2DConditionModel or UNet3DConditionModel, or is called as one."""
+    """A frozen latent diffusion model on its device."""
 
-    unet: nn.Module
-    vae: AutoencoderKL | AutoencoderDC
+    unet: Unet
+    vae: Vae
     schedule: Schedule
     spec: ModelSpec
 
@@ -84,7 +89,7 @@ class Diffusion:
         return output[: len(z_t)], output[len(z_t) :]
 
 
-def predict(unet: nn.Module, z_t: Float[Tensor, "B ..."], t: int, text: Float[Tensor, "B L C"], camera: Tensor | None = None) -> Tensor:
+def predict(unet: Unet, z_t: Float[Tensor, "B ..."], t: int, text: Float[Tensor, "B L C"], camera: Tensor | None = None) -> Tensor:
     """The UNet's raw output for z_t at noise level t, in z_t's dtype whatever the network's."""
     labels = {}
     if camera is not None:
@@ -94,7 +99,7 @@ def predict(unet: nn.Module, z_t: Float[Tensor, "B ..."], t: int, text: Float[Te
     return unet(z_t.to(unet.dtype), level, encoder_hidden_states=text.to(z_t.device, unet.dtype), **labels).sample.to(z_t.dtype)
 
 
-def load(spec: ModelSpec, device: torch.device | str, dtype: torch.dtype, vae: AutoencoderKL | AutoencoderDC | None = None) -> Diffusion:
+def load(spec: ModelSpec, device: torch.device | str, dtype: torch.dtype, vae: Vae | None = None) -> Diffusion:
     """Load a model; with `vae`, share that one instead of loading the spec's own.
 
     Raises FourdfyError (exit 3) for a missing, truncated or ill-fitting file, or a class that is not on the list.
@@ -110,7 +115,7 @@ def load(spec: ModelSpec, device: torch.device | str, dtype: torch.dtype, vae: A
     return Diffusion(unet, vae, schedule(spec), spec)
 
 
-def load_unet(spec: ModelSpec, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+def load_unet(spec: ModelSpec, device: torch.device | str, dtype: torch.dtype) -> Unet:
     """A model's UNet, of the class that its role wants; raises FourdfyError (exit 3) as `load`."""
     folder, camera = spec.folder("unet"), spec.folder("camera")
     apart = camera if spec.role == "multiview" and camera.is_dir() else None
@@ -127,9 +132,7 @@ def schedule(spec: ModelSpec) -> Schedule:
     return found if spec.prediction is None else replace(found, prediction=spec.prediction)
 
 
-def encode(
-    vae: AutoencoderKL | AutoencoderDC, rgb: Float[Tensor, "N 3 H W"]
-) -> tuple[Float[Tensor, "N C h w"], Float[Tensor, "N C h w"] | None]:
+def encode(vae: Vae, rgb: Float[Tensor, "N 3 H W"]) -> tuple[Float[Tensor, "N C h w"], Float[Tensor, "N C h w"] | None]:
     """Mean and standard deviation of the scaled latents of pictures in [0,1], with a graph; no deviation if the VAE is deterministic."""
     scale = vae.config["scaling_factor"]
     coded = vae.encode((rgb * 2 - 1).to(vae.dtype))
@@ -138,6 +141,6 @@ def encode(
     return (coded.latent_dist.mean * scale).to(rgb.dtype), (coded.latent_dist.std * scale).to(rgb.dtype)
 
 
-def decode(vae: AutoencoderKL | AutoencoderDC, z: Float[Tensor, "N C h w"]) -> Float[Tensor, "N 3 H W"]:
+def decode(vae: Vae, z: Float[Tensor, "N C h w"]) -> Float[Tensor, "N 3 H W"]:
     """Pictures of scaled latents; nearly but not exactly in [0,1]."""
     return (vae.decode((z / vae.config["scaling_factor"]).to(vae.dtype)).sample.to(z.dtype) + 1) / 2

@@ -7,6 +7,8 @@ it) and self-attention joins the views of one object. The views of an object are
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
@@ -37,5 +39,6 @@ class JointViews:
 
 def fold_views(unet: UNet2DConditionModel, views: int = VIEWS) -> None:
     """Make every self-attention of the UNet run over `views` adjacent batch entries together (MVDream, sec. 3.1)."""
-    processors = {name: JointViews(views) if name.endswith("attn1.processor") else AttnProcessor2_0() for name in unet.attn_processors}
+    joint, plain = JointViews(views), AttnProcessor2_0()
+    processors: dict[str, Any] = {name: joint if name.endswith("attn1.processor") else plain for name in unet.attn_processors}
     unet.set_attn_processor(processors)

@@ -63,7 +63,7 @@ def described(config: Mapping[str, Any], classes: Mapping[str, type[nn.Module]],
         raise broken(f"{path} asks for code from its folder (auto_map), which is never run")
     try:
         config = mvdream.stock_config(config)
-        name = config.get("_class_name")
+        name = str(config.get("_class_name"))
         if name not in classes:
             raise broken(f"{path}: the class {name!r} is not one of {', '.join(classes)}")
         known = inspect.signature(classes[name].__init__).parameters

@@ -125,7 +125,7 @@ def write_text_encoder(folder: Path, seed: int) -> None:
 WRITERS = {"unet": write_unet, "vae": write_vae, "text_encoder": write_text_encoder}
 
 
-def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, ...]]]:
     """CLIP's real tokens and merges, from open_clip's copy of them."""
     from open_clip.tokenizer import SimpleTokenizer
 
@@ -137,7 +137,7 @@ def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return tokens, list(theirs.bpe_ranks)
 
 
-def write_tokenizer(folder: Path, tokens: dict[str, int], merges: list[tuple[str, str]]) -> None:
+def write_tokenizer(folder: Path, tokens: dict[str, int], merges: list[tuple[str, ...]]) -> None:
     """A CLIP tokenizer as Stable Diffusion 2 publishes it: 77 tokens, padded with token 0, "!"."""
     write_json(folder / "vocab.json", tokens)
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")

@@ -91,7 +91,7 @@ def load_encoder(folder: Path, device: torch.device | str, seed: int | None = No
     for module in encoder.modules():
         if hasattr(module, "position_ids"):  # no weight, so it has no storage yet
             module.position_ids = torch.arange(encoder.config.max_position_embeddings)[None]
-    return encoder.to(device).eval().requires_grad_(False)
+    return encoder.to(device).eval().requires_grad_(False)  # pyright: ignore[reportArgumentType]
 
 
 def empty_encoder(folder: Path) -> CLIPTextModel:

@@ -9,7 +9,7 @@ import torch
 
 from fourdfy_cli.config import Branch, Recipe
 from fourdfy_cli.diffusion import lora, models, text, textcache
-from fourdfy_cli.diffusion.models import Diffusion, ModelSpec
+from fourdfy_cli.diffusion.models import Diffusion, ModelSpec, Vae
 from fourdfy_cli.diffusion.text import VIEW_WORDS, Texts
 from fourdfy_cli.errors import USAGE, FourdfyError
 from fourdfy_cli.guidance.multiview import MultiviewGuidance
@@ -73,7 +73,7 @@ def encode_texts(
 
 def load_models(specs: Mapping[str, ModelSpec], device: torch.device | str, dtype: torch.dtype) -> dict[str, Diffusion]:
     """A model per branch; models whose autoencoder is the same folder share it."""
-    vaes: dict[tuple[str, str], torch.nn.Module] = {}
+    vaes: dict[tuple[str, str], Vae] = {}
     loaded = {}
     for name, spec in specs.items():
         key = (spec.source, spec.vae)

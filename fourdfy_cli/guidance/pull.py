@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fourdfy_cli.config import Score
-from fourdfy_cli.diffusion.models import decode, encode
+from fourdfy_cli.diffusion.models import Vae, decode, encode
 from fourdfy_cli.errors import USAGE, FourdfyError
 from fourdfy_cli.guidance import sds
 from fourdfy_cli.scene.cameras import Shot
@@ -44,7 +44,7 @@ class Guidance(Protocol):
 
 
 def through_encoder(
-    vae: torch.nn.Module,
+    vae: Vae,
     rgb: Float[Tensor, "V H W 3"],
     score: Score,
     batch: int,

@@ -53,7 +53,8 @@ def _imported(name: str) -> Backend:
 
         from fourdfy_cli.kernels import numba_hashgrid, numba_volume
 
-        numba.config.SLP_VECTORIZE = True  # makes one vector of the two or four features of a row
+        # One vector of the two or four features of a row.
+        numba.config.SLP_VECTORIZE = True  # pyright: ignore[reportAttributeAccessIssue]
         return Backend(name, numba_hashgrid.ENCODING, numba_volume.VOLUME)
     from fourdfy_cli.kernels import triton_hashgrid, triton_volume
 

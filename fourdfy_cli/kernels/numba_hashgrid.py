@@ -8,6 +8,8 @@ tuple: numba compiles one version per length and keeps it on disk. Indices are u
 negative ones.
 """
 
+# Compiled functions are not what their Python says.
+# pyright: reportCallIssue=false
 from __future__ import annotations
 
 import numpy as np

@@ -4,6 +4,8 @@ Each thread walks along rays of its own and meets their samples in order, so not
 Distances and sums are float64 on the way.
 """
 
+# Compiled functions are not what their Python says.
+# pyright: reportCallIssue=false
 from __future__ import annotations
 
 import math

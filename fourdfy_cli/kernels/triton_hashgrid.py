@@ -7,6 +7,8 @@ Sums into the table are atomic, so their last bits depend on the order in which 
 Layout of the work: one launch over (blocks, levels) as in tiny-cuda-nn's grid.h, so that a level at a time fills the cache.
 """
 
+# Compiled functions are not what their Python says.
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportArgumentType=false
 from __future__ import annotations
 
 from functools import lru_cache

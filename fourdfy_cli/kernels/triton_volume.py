@@ -6,6 +6,8 @@ Rays are marched in float32. Sums run in a fixed order: results repeat bit by bi
 Source of the scheme, count, sum up and write: the packed marching of nerfacc (Li et al. 2023).
 """
 
+# Compiled functions are not what their Python says.
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import torch

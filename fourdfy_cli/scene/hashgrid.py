@@ -96,7 +96,7 @@ def corner_weights(fraction: Float[Tensor, "D N"], bits: Int[Tensor, "D K"], alo
     for axis, (part, at_zero, slope) in enumerate(zip(fraction, *factors, strict=True)):
         factor = slope if axis == along else torch.addcmul(at_zero, part[:, None], slope)
         weight = factor if weight is None else weight.mul_(factor)
-    return weight
+    return weight  # pyright: ignore[reportReturnType]
 
 
 @torch.no_grad()

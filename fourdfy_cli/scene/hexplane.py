@@ -39,7 +39,7 @@ class HexPlane(nn.Module):
     def attach(self, known: Float[Tensor, "N C"], x: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
         """As HashGrid.attach."""
         parts = zip(self.planes, known.chunk(3, 1), self.pairs, strict=True)
-        return torch.cat([plane.attach(part, x[:, pair]) for plane, part, pair in parts], 1)
+        return torch.cat([plane.attach(part, x[:, pair]) for plane, part, pair in parts], 1)  # pyright: ignore[reportCallIssue]
 
 
 def size(dims: int, grid: config.Grid) -> int:
