@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.evaluate.clip import cosines, load_clip, square
-from fourdfy_cli.nano.train_clip import CONFIG, MEAN, STD, export_clip, said, true_of
+from fourdfy_cli.nano.train_clip import CONFIG, MEAN, STD, export_clip, said, true_of, worn
 
 RENAMED = {
     r"^positional_embedding": "text_model.embeddings.position_embedding.weight",
@@ -178,3 +178,15 @@ def test_a_caption_matches_where_every_word_is_true():
     assert not true_of(("dog", "red", "jumping", None), label) and not true_of(("dog", "blue", None, None), label)
     rng = default_rng(0)
     assert all(true_of(said(label, rng), label) for _ in range(50))
+
+
+def test_worn_pictures_keep_their_colours_and_lose_detail():
+    """What the judge learns from besides clean pictures: the mean stays (noise aside), contrast never grows."""
+    generator = torch.Generator().manual_seed(0)
+    fine = torch.rand(4, 3, 64, 64, generator=generator).round().mul(2).sub(1).mul(0.8)  # checks of one pixel
+    seen = []
+    for seed in range(40):
+        out = worn(fine, np.random.default_rng(seed), generator)
+        assert out.shape == fine.shape and (out.mean((2, 3)) - fine.mean((2, 3))).abs().max() < 0.15
+        seen.append(out.var().item() / fine.var().item())
+    assert min(seen) < 0.2 < 0.9 < max(seen) < 1.2

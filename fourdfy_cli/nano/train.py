@@ -30,7 +30,7 @@ PLANS = {
     "text": Plan(steps=1250, batch=64, rate=1.2e-3, pool=12288, decay_from=1.0),
     "multiview": Plan(steps=12000, batch=32, rate=1e-3, pool=12288),
     "video": Plan(steps=6600, batch=8, rate=1.5e-3, pool=6144, decay_from=0.8),
-    "clip": Plan(steps=1000, batch=128, rate=1e-3, pool=6144),
+    "clip": Plan(steps=2800, batch=128, rate=1e-3, pool=6144),
 }
 
 
