@@ -73,5 +73,6 @@ def ablate(prompts: Prompts, wanted: Ablate) -> None:
     else:
         wanted.output.finish(shown)
     first = data["failed"][0]
-    hint = f"fourdfy ablate {prompts} --models {recipe.models.set} --out {wanted.out}-{seed + 1} --seed {seed + 1}"
+    settings = "".join(f" --set {setting}" for setting in wanted.settings)
+    hint = f"fourdfy ablate {prompts} --models {recipe.models.set}{settings} --out {wanted.out}-{seed + 1} --seed {seed + 1}"
     raise FourdfyError(f"diverged: {len(data['failed'])} of the runs, the first {first['row']}: {first['prompt']}", hint, DIVERGED)
