@@ -60,7 +60,7 @@ def rows(recipe: Recipe) -> dict[str, Row]:
     guidance the image guidance makes the static scene, with stage 1's noise levels and its LoRA trained; without both, the video
     guidance makes it, of a scene that does not move before stage 3. "deformation" is not in the paper; it is the released code's
     variant: stage 3 trains the displacement alone, on every branch, at a tenth of the dynamic grid's rate (one rate for grid and
-    network; the smoothness loss is left out).
+    network; the smoothness loss, stage3.smooth, is left to --set).
     """
     falling = asdict(recipe.multiview.scores[0])
     noise = [f"image.scores.0.{bound}.{key}={value}" for bound in ("low", "high") for key, value in falling[bound].items()]
