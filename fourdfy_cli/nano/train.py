@@ -47,7 +47,7 @@ def pictures(seed: int, count: int) -> Tensor:
     return torch.cat([still, moving])
 
 
-def likeness(error: Tensor) -> Tensor:
+def reconstruction(error: Tensor) -> Tensor:
     """What the autoencoder minimises: L1, squares, and L1 of the differences of neighbours, of an error [N 3 H W]."""
     edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
     return 3 * error.square().mean() + error.abs().mean() + 0.5 * edges
@@ -67,7 +67,7 @@ def train_vae(folder: Path, seed: int = 0, report=print) -> None:
         x = pool[torch.from_numpy(rng.integers(0, len(pool), plan.batch))]
         z = model.encode(x).latent
         error = model.decode(z + 0.03 * torch.randn(z.shape, generator=generator)).sample - x
-        return likeness(error) + 0.02 * z.mean((0, 2, 3)).square().mean()
+        return reconstruction(error) + 0.02 * z.mean((0, 2, 3)).square().mean()
 
     fit.run(loss)
     test = pictures(seed + 1, 512)
@@ -96,7 +96,7 @@ def train_decoder(folder: Path, model: Vae, pool: Tensor, seed: int, report=prin
     def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         chosen = torch.from_numpy(rng.integers(0, len(pool), plan.batch))
         z = latents[chosen]
-        return likeness(model.decoder(z + 0.05 * torch.randn(z.shape, generator=generator)) - pool[chosen])
+        return reconstruction(model.decoder(z + 0.05 * torch.randn(z.shape, generator=generator)) - pool[chosen])
 
     fit.run(loss)
 
