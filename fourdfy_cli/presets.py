@@ -47,7 +47,7 @@ def nano() -> Recipe:
     # Noise down to 0.3, not to 0.5, and the distance between pictures counts too: smoother surfaces, fewer false faces (CHANGELOG.md).
     falling = Score(3.0, 1.0, Ramp(0.98, 0.02, 0.0, 0.8), Ramp(0.98, 0.3, 0.0, 0.8), **anneal, pixels=5.0)
     settled = Score(3.0, 1.0, constant(0.02), constant(0.3), **anneal, pixels=5.0)
-    moving = replace(settled, pixels=15.0)  # the video branch leaves more of such surfaces
+    moving = replace(settled, pixels=15.0)  # the video branch roughens surfaces, this smooths them
     image = Score(3.0, 1.0, constant(0.02), constant(0.5), size=model, view_words=(45.0, 45.0))
     # Noise from 0.95 down, not from 0.98: "side view" does not say which side. A small weight, and motion amplified as the released
     # code's VideoCrafter guidance does, so that this branch decides how the thing moves and the others what it looks like (CHANGELOG.md).

@@ -69,9 +69,6 @@ def true_of(caption: Said, label: tuple[Subject, str | None]) -> bool:
 def worn(rgb: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
     """Pictures in [-1,1] as distilled scenes look: often blurred (to as little as a fifth of their size), paler, mottled or noisy."""
 
-    def noise(size: int) -> Tensor:
-        return torch.randn(len(rgb), 1, size, size, generator=generator)
-
     def resized(picture: Tensor, size: int) -> Tensor:
         return F.interpolate(picture, size=size, mode="bilinear", antialias=True)
 
@@ -80,7 +77,8 @@ def worn(rgb: Tensor, rng: np.random.Generator, generator: torch.Generator) -> T
     if rng.random() < 0.5:
         rgb = rgb.mean((2, 3), keepdim=True).lerp(rgb, rng.uniform(0.6, 1.0))
     if rng.random() < 0.5:
-        rgb = rgb + rng.uniform(0, 0.3) * resized(noise(int(rng.integers(8, 32))), IMAGE_SIZE)
+        strength, size = rng.uniform(0, 0.3), int(rng.integers(8, 32))
+        rgb = rgb + strength * resized(torch.randn(len(rgb), 1, size, size, generator=generator), IMAGE_SIZE)
     return rgb + 0.1 * rng.random() * torch.randn(rgb.shape, generator=generator)
 
 
