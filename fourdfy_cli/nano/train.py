@@ -1,4 +1,4 @@
-"""How the nano models are trained, part by part: autoencoder, text and multi-view and image UNet, video UNet, CLIP."""
+"""How the nano models are trained, part by part: autoencoder, multi-view and image UNet with their text encoder, video UNet, CLIP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderDC, UNet2DConditionModel, UNet3DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from fourdfy_cli.diffusion import models
 from fourdfy_cli.diffusion.models import ModelSpec, Unet, Vae
@@ -26,10 +26,9 @@ from fourdfy_cli.render import write_png
 
 PLANS = {
     "vae": Plan(steps=2400, batch=16, rate=2e-3, pool=16000, decay_from=0.4),
-    "decoder": Plan(steps=6000, batch=16, rate=1.2e-3, pool=16000, decay_from=0.3),
-    "text": Plan(steps=1250, batch=64, rate=1.2e-3, pool=12288, decay_from=1.0),
-    "multiview": Plan(steps=12000, batch=32, rate=1e-3, pool=12288),
-    "video": Plan(steps=6600, batch=8, rate=1.5e-3, pool=6144, decay_from=0.8),
+    "decoder": Plan(steps=4000, batch=16, rate=1.2e-3, pool=16000, decay_from=0.3),
+    "multiview": Plan(steps=11000, batch=32, rate=1e-3, pool=12288),
+    "video": Plan(steps=2800, batch=8, rate=1.5e-3, pool=6144, decay_from=0.5),
     "clip": Plan(steps=2800, batch=128, rate=1e-3, pool=6144),
 }
 
@@ -101,31 +100,18 @@ def train_decoder(folder: Path, model: Vae, pool: Tensor, seed: int, report=prin
     fit.run(loss)
 
 
-def train_text(folder: Path, vae_folder: Path, seed: int = 0, report=print) -> None:
-    """Train the text encoder with the first steps of the multi-view UNet. From here on it is frozen, so that the multi-view and the
-    video UNet, which both start from this UNet, can be trained side by side (the latter goes on from a copy)."""
+def train_multiview(folder: Path, vae_folder: Path, seed: int = 0, report=print) -> None:
+    """Train the multi-view UNet and the text encoder together; then fold the zero camera away for the image UNet."""
     torch.manual_seed(seed)
-    tokens, plan = networks.tokenizer(folder / "tokenizer"), PLANS["text"]
-    encoder, unet = networks.text_encoder(tokens), networks.unet2d(camera=True)
-    fit = Fit("text", {"unet": unet, "text_encoder": encoder}, plan, folder, seed, report=report)
+    tokens, plan = networks.tokenizer(folder / "tokenizer"), PLANS["multiview"]
+    encoder = networks.text_encoder(tokens)
+    unet: Unet = networks.unet2d(camera=True)
+    unet.to(memory_format=torch.channels_last)
+    fit = Fit("multiview", {"unet": unet, "text_encoder": encoder}, plan, folder, seed, report=report)
     fit.resume()
     fit.run(multiview_loss(folder, vae_folder, plan, seed, unet, Captions(tokens, encoder), report))
     encoder.save_pretrained(folder / "text_encoder")
     networks.scheduler().save_pretrained(folder / "scheduler")
-    unet.save_pretrained(folder / "multiview_unet")
-    image_half(unet).save_pretrained(folder / "image_unet")
-
-
-def train_multiview(folder: Path, base: Path, vae_folder: Path, seed: int = 0, report=print) -> None:
-    """Train the multi-view UNet on, the text encoder frozen; then fold the zero camera away for the image UNet."""
-    plan = PLANS["multiview"]
-    tokens = CLIPTokenizer.from_pretrained(base / "tokenizer")
-    encoder = CLIPTextModel.from_pretrained(base / "text_encoder").eval().requires_grad_(False)
-    unet: Unet = UNet2DConditionModel.from_pretrained(base / "multiview_unet")
-    unet.to(memory_format=torch.channels_last)
-    fit = Fit("multiview", {"unet": unet}, plan, folder, seed, report=report)
-    fit.resume()
-    fit.run(multiview_loss(base, vae_folder, plan, seed, unet, Captions(tokens, encoder), report))
     unet.to(memory_format=torch.contiguous_format).save_pretrained(folder / "multiview_unet")
     image_half(unet).save_pretrained(folder / "image_unet")
 
@@ -190,7 +176,7 @@ def assemble(sources: list[Path], weights: Path) -> None:
             shutil.copytree(found, weights / name, dirs_exist_ok=True)
 
 
-PARTS = ("vae", "text", "multiview", "video", "clip")
+PARTS = ("vae", "multiview", "video", "clip")
 
 
 def train(part: str | None, folder: Path, resume: bool, seed: int, report=print) -> list[Path]:
@@ -202,7 +188,7 @@ def train(part: str | None, folder: Path, resume: bool, seed: int, report=print)
     if part not in (None, *PARTS):
         raise FourdfyError(f"there is no part {part!r}", f"fourdfy nano train --part {' | '.join(PARTS)}", USAGE)
     parts = PARTS if part is None else (part,)
-    needs = {"text": ("vae",), "multiview": ("vae", "text"), "video": ("vae", "text")}
+    needs = {"multiview": ("vae",), "video": ("vae", "multiview")}
     for name in parts:
         if (folder / name / "state.pt").exists() and not resume:
             raise FourdfyError(
@@ -221,12 +207,10 @@ def train_part(name: str, folder: Path, seed: int, report=print) -> None:
     here, vae = folder / name, folder / "vae" / "vae"
     if name == "vae":
         train_vae(here, seed, report)
-    elif name == "text":
-        train_text(here, vae, seed, report)
     elif name == "multiview":
-        train_multiview(here, folder / "text", vae, seed, report)
+        train_multiview(here, vae, seed, report)
     elif name == "video":
-        train_video(here, folder / "text", vae, PLANS[name], seed, report)
+        train_video(here, folder / "multiview", vae, PLANS[name], seed, report)
     else:
         train_clip(here, PLANS[name], seed, report)
     if name in ("multiview", "video"):
@@ -238,7 +222,7 @@ SAMPLES = ("a red dog jumping", "a green cat walking", "a blue bird spinning", "
 
 def sample_sheet(folder: Path, role: str, seed: int) -> Path:
     """What a trained model makes of five prompts, the last one held out, as a PNG beside its log."""
-    text = "video/video_text_encoder" if role == "video" else "text/text_encoder"
-    spec = ModelSpec(role, str(folder), f"{role}/{role}_unet", "vae/vae", text, "text/tokenizer", "text/scheduler")
+    text = "video/video_text_encoder" if role == "video" else "multiview/text_encoder"
+    spec = ModelSpec(role, str(folder), f"{role}/{role}_unet", "vae/vae", text, "multiview/tokenizer", "multiview/scheduler")
     pictures = draw(models.load(spec, "cpu", torch.float32), list(SAMPLES), role, seed, 20, 3.0)
     return write_png(folder / role / "samples.png", tile(pictures.flatten(0, 1), pictures.shape[1]))
