@@ -199,6 +199,9 @@ def test_parts_are_trained_in_order_and_never_over_a_started_one(tmp_path):
     with pytest.raises(FourdfyError, match="started") as error:
         train.train("vae", tmp_path, False, 0)
     assert "--resume" in error.value.hint
+    with pytest.raises(FourdfyError, match="multiview is trained after vae, which has not ended") as error:
+        train.train("multiview", tmp_path, False, 0)
+    assert "--part vae --resume" in error.value.hint
 
 
 def test_every_part_is_trained_and_the_loaders_take_them(tmp_path, monkeypatch):

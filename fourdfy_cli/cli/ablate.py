@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -73,6 +74,6 @@ def ablate(prompts: Prompts, wanted: Ablate) -> None:
     else:
         wanted.output.finish(shown)
     first = data["failed"][0]
-    settings = "".join(f" --set {setting}" for setting in wanted.settings)
+    settings = "".join(f" --set {shlex.quote(setting)}" for setting in wanted.settings)
     hint = f"fourdfy ablate {prompts} --models {recipe.models.set}{settings} --out {wanted.out}-{seed + 1} --seed {seed + 1}"
     raise FourdfyError(f"diverged: {len(data['failed'])} of the runs, the first {first['row']}: {first['prompt']}", hint, DIVERGED)

@@ -188,15 +188,16 @@ def train(part: str | None, folder: Path, resume: bool, seed: int, report=print)
     if part not in (None, *PARTS):
         raise FourdfyError(f"there is no part {part!r}", f"fourdfy nano train --part {' | '.join(PARTS)}", USAGE)
     parts = PARTS if part is None else (part,)
-    needs = {"multiview": ("vae",), "video": ("vae", "multiview")}
+    needs = {"multiview": ("vae/vae",), "video": ("vae/vae", "multiview/image_unet")}  # what an earlier part leaves at its end
     for name in parts:
         if (folder / name / "state.pt").exists() and not resume:
             raise FourdfyError(
                 f"{folder / name} holds a started training", f"fourdfy nano train --part {name} --resume --out {folder}", USAGE
             )
-        missing = [n for n in needs.get(name, ()) if n not in parts and not (folder / n).is_dir()]
-        if missing:
-            raise FourdfyError(f"{name} is trained after {missing[0]}", f"fourdfy nano train --part {missing[0]} --out {folder}", USAGE)
+        missing = [n.split("/")[0] for n in needs.get(name, ()) if not (folder / n).is_dir()]
+        if part and missing:
+            hint = f"fourdfy nano train --part {missing[0]} --resume --out {folder}"
+            raise FourdfyError(f"{name} is trained after {missing[0]}, which has not ended", hint, USAGE)
     for name in parts:
         train_part(name, folder, seed, report)
     assemble([folder / name for name in reversed(PARTS)], folder / "weights")
