@@ -9,11 +9,18 @@ import torch
 
 from fourdfy_cli import config, presets
 from fourdfy_cli.errors import FourdfyError
+from fourdfy_cli.scene import mlp
 from fourdfy_cli.scene.field import Field, make
 
 TINY = config.Field(*(config.Grid(2, 2, 5, 2, 1.5),) * 2, hidden=6, init=0.5, deformation=config.Grid(3, 2, 5, 2, 1.5))
 KINDS = {kind: dataclasses.replace(TINY, kind=kind) for kind in ("hashgrid", "hexplane", "deformation")}
 EVERY = pytest.mark.parametrize("cfg", KINDS.values(), ids=KINDS)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch):
+    """Even a few points are several blocks."""
+    monkeypatch.setattr(mlp, "BLOCK", 2)
 
 
 def field(cfg: config.Field = TINY) -> Field:

@@ -8,8 +8,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from fourdfy_cli.diffusion import models, network, text
+from fourdfy_cli.diffusion.convolutions import PointwiseConvolution, TemporalConvolution, flatten_convolutions
 from fourdfy_cli.diffusion.models import NANO, WEIGHTS
-from fourdfy_cli.diffusion.temporal import TemporalConvolution, flatten_temporal_convolutions
 from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.evaluate.clip import load_clip
 from fourdfy_cli.nano import networks, train
@@ -67,7 +67,7 @@ def test_the_image_unet_is_the_multiview_unet_with_a_zero_camera():
         assert (unet(x, t, c, class_labels=torch.ones(3, 16)).sample - a).abs().max() > 1e-4
 
 
-def test_inflation_and_flat_temporal_convolutions_change_nothing():
+def test_inflation_and_flat_convolutions_change_nothing():
     torch.manual_seed(0)
     image = networks.unet2d(camera=False).eval()
     unet = inflate(image).eval()
@@ -77,8 +77,10 @@ def test_inflation_and_flat_temporal_convolutions_change_nothing():
         inflated = unet(x, t, c).sample
         assert (inflated - frames.unflatten(0, (2, 3)).transpose(1, 2)).abs().max() < 1e-4
         names = list(unet.state_dict())
-        flatten_temporal_convolutions(unet)
-        assert any(isinstance(m, TemporalConvolution) for m in unet.modules()) and list(unet.state_dict()) == names
+        flatten_convolutions(unet)
+        assert list(unet.state_dict()) == names
+        for twin in (TemporalConvolution, PointwiseConvolution):
+            assert any(isinstance(m, twin) for m in unet.modules())
         for m in unet.modules():
             if isinstance(m, TemporalConvolution):
                 torch.nn.init.normal_(m.weight, std=0.02)
@@ -87,8 +89,12 @@ def test_inflation_and_flat_temporal_convolutions_change_nothing():
             for name, child in m.named_children():
                 if isinstance(child, TemporalConvolution):
                     stock = torch.nn.Conv3d(child.in_channels, child.out_channels, (3, 1, 1), padding=(1, 0, 0))
-                    stock.weight, stock.bias = child.weight, child.bias
-                    setattr(m, name, stock)
+                elif isinstance(child, PointwiseConvolution):
+                    stock = torch.nn.Conv2d(child.in_channels, child.out_channels, 1)
+                else:
+                    continue
+                stock.weight, stock.bias = child.weight, child.bias
+                setattr(m, name, stock)
         assert (unet(x, t, c).sample - flat).abs().max() < 1e-4
         assert (flat - inflated).abs().max() > 1e-3
 

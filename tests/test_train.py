@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import tiny_recipe
 
-from fourdfy_cli import checkpoint, hybrid, memory, train
+from fourdfy_cli import checkpoint, hybrid, memory, presets, train
 from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.nano.score import score
 from fourdfy_cli.runfolder import Metrics, run_folder, slug
@@ -91,6 +91,18 @@ def test_stages_by_files_equal_one_run(whole, tmp_path):
     assert checkpoint.load(third.checkpoint)["digest"] == checkpoint.load(result.checkpoint)["digest"]
     assert lines(third.run_dir) == lines(result.run_dir)
     assert third.video and third.video.is_file()
+
+
+def test_one_thread_and_two_end_the_same(tmp_path, monkeypatch):
+    """Two steps of each branch on the nano models, at the sizes of their own preset."""
+    monkeypatch.setattr(train.render, "orbit", lambda scene, recipe, path: path)
+    threads, ends = torch.get_num_threads(), []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        result = go(tmp_path / str(count), presets.smoke(presets.nano()))
+        ends.append([checkpoint.load(result.run_dir / f"stage{stage}.pt")["digest"] for stage in (1, 2, 3)])
+    torch.set_num_threads(threads)
+    assert ends[0] == ends[1]
 
 
 @pytest.mark.parametrize("cuts", [(1, 2, 3), (2, 1, 4), (5, 4), (6, 1, 1, 1), (11,)])  # a stage's last step: 2, 6, 11

@@ -15,12 +15,12 @@ from diffusers import AutoencoderDC, UNet2DConditionModel, UNet3DConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
+from fourdfy_cli.diffusion.convolutions import flatten_convolutions
 from fourdfy_cli.diffusion.multiview import fold_views
 from fourdfy_cli.diffusion.mvdream import CAMERA
 from fourdfy_cli.diffusion.network import UNETS, VAES, broken, network, read_json
 from fourdfy_cli.diffusion.noise import Schedule
 from fourdfy_cli.diffusion.table import CAMERA_PROJECTION
-from fourdfy_cli.diffusion.temporal import flatten_temporal_convolutions
 
 # Networks of diffusers, whose own annotations know too little of `config`, `to` and what a call returns.
 Unet = Any  # UNet2DConditionModel, UNet3DConditionModel, or what is called as one
@@ -109,8 +109,6 @@ def load(spec: ModelSpec, device: torch.device | str, dtype: torch.dtype, vae: V
         if unet.config["class_embed_type"] != "projection" or unet.config["projection_class_embeddings_input_dim"] != CAMERA:
             raise broken(f"{spec.folder('unet')}: a multi-view model needs a projection class embedding of {CAMERA} numbers")
         fold_views(unet)
-    if spec.role == "video" and torch.device(device).type == "cpu":
-        flatten_temporal_convolutions(unet)
     vae = vae if vae is not None else network(spec.folder("vae"), VAES, device, dtype, spec.seed)
     return Diffusion(unet, vae, schedule(spec), spec)
 
@@ -123,6 +121,8 @@ def load_unet(spec: ModelSpec, device: torch.device | str, dtype: torch.dtype) -
     wanted = UNet3DConditionModel if spec.role == "video" else UNet2DConditionModel
     if not isinstance(unet, wanted):
         raise broken(f"{folder}: the {spec.role} model must be a {wanted.__name__}, not a {type(unet).__name__}")
+    if torch.device(device).type == "cpu":
+        flatten_convolutions(unet)
     return unet
 
 

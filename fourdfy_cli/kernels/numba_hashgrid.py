@@ -103,8 +103,8 @@ def _axis(x, at, scale, factor):
     """What the lower and the upper corner along one axis contribute to the row (by +, or by ^) and to the weight (by *)."""
     real = x.dtype.type
     p = x[at] * scale + real(0.5)
-    low = np.uint64(p)
-    f = p - real(low)
+    whole = np.int64(p)  # a signed conversion is one instruction, an unsigned one several and a branch
+    low, f = np.uint64(whole), p - real(whole)
     return low * factor, (low + ONE) * factor, real(1) - f, f
 
 
@@ -119,11 +119,18 @@ def _cell(x, n, scale, about, axes):
 
 
 @njit(inline="always")
-def _corner(k, cell, about, dense):
-    """Row in the whole table, and weight, of corner k: bit 0 is its place along x, bit 1 along y, ..."""
+def _side(cell, late):
+    """The eight corners of a cell at its lower or its upper end along time: a loop so short is unrolled, one over sixteen is not."""
     x, y, z, t = cell
-    a, b, c, d = x[1] if k & 1 else x[0], y[1] if k & 2 else y[0], z[1] if k & 4 else z[0], t[1] if k & 8 else t[0]
-    w = (x[3] if k & 1 else x[2]) * ((y[3] if k & 2 else y[2]) * ((z[3] if k & 4 else z[2]) * (t[3] if k & 8 else t[2])))
+    return x, y, z, t[1] if late else t[0], t[3] if late else t[2]
+
+
+@njit(inline="always")
+def _corner(k, side, about, dense):
+    """Row in the whole table, and weight, of corner k of a side: bit 0 is its place along x, bit 1 along y, bit 2 along z."""
+    x, y, z, d, w = side
+    a, b, c = x[1] if k & 1 else x[0], y[1] if k & 2 else y[0], z[1] if k & 4 else z[0]
+    w = (x[3] if k & 1 else x[2]) * ((y[3] if k & 2 else y[2]) * ((z[3] if k & 4 else z[2]) * w))
     if len(dense) == 0:
         return about[0] + ((a ^ (b ^ (c ^ d))) & (about[1] - ONE)), w
     row = a + (b + (c + d))
@@ -141,15 +148,17 @@ def _gather(x, table, out, begin, end, k, scale, about, axes, features, dense):
         at = (np.uint64(n) * np.uint64(len(scale)) + np.uint64(k)) * F
         for g in range(0, len(features), group):
             a0, a1, a2, a3 = real(0), real(0), real(0), real(0)
-            for corner in range(1 << len(axes)):
-                row, w = _corner(corner, cell, about, dense)
-                row = row * F + np.uint64(g)
-                a0 += w * table[row]
-                if group > 1:
-                    a1 += w * table[row + ONE]
-                if group > 2:
-                    a2 += w * table[row + TWO]
-                    a3 += w * table[row + THREE]
+            for late in range(len(axes) - 2):
+                side = _side(cell, late)
+                for corner in range(8):
+                    row, w = _corner(corner, side, about, dense)
+                    row = row * F + np.uint64(g)
+                    a0 += w * table[row]
+                    if group > 1:
+                        a1 += w * table[row + ONE]
+                    if group > 2:
+                        a2 += w * table[row + TWO]
+                        a3 += w * table[row + THREE]
             to = at + np.uint64(g)
             out[to] = a0
             if group > 1:
@@ -170,15 +179,17 @@ def _scatter(x, out, grad, k, scale, about, axes, features, dense):
             of = at + np.uint64(g)
             g0, g1 = grad[of], grad[of + ONE] if group > 1 else grad[of]
             g2, g3 = (grad[of + TWO], grad[of + THREE]) if group > 2 else (g0, g0)
-            for corner in range(1 << len(axes)):
-                row, w = _corner(corner, cell, about, dense)
-                row = row * F + np.uint64(g)
-                out[row] += w * g0
-                if group > 1:
-                    out[row + ONE] += w * g1
-                if group > 2:
-                    out[row + TWO] += w * g2
-                    out[row + THREE] += w * g3
+            for late in range(len(axes) - 2):
+                side = _side(cell, late)
+                for corner in range(8):
+                    row, w = _corner(corner, side, about, dense)
+                    row = row * F + np.uint64(g)
+                    out[row] += w * g0
+                    if group > 1:
+                        out[row + ONE] += w * g1
+                    if group > 2:
+                        out[row + TWO] += w * g2
+                        out[row + THREE] += w * g3
 
 
 @njit(cache=True, fastmath=FAST)
@@ -190,10 +201,12 @@ def _slope(x, table, grad, out, begin, end, k, scale, about, axes, features, den
         at = (np.uint64(n) * np.uint64(len(scale)) + np.uint64(k)) * F
         for axis in range(len(axes)):
             total = real(0)
-            for corner in range(1 << len(axes)):
-                row, w = _corner(corner, _sloped(cell, axis), about, dense)
-                for f in range(len(features)):
-                    total += w * table[row * F + np.uint64(f)] * grad[at + np.uint64(f)]
+            for late in range(len(axes) - 2):
+                side = _side(_sloped(cell, axis), late)
+                for corner in range(8):
+                    row, w = _corner(corner, side, about, dense)
+                    for f in range(len(features)):
+                        total += w * table[row * F + np.uint64(f)] * grad[at + np.uint64(f)]
             out[np.uint64(n) * np.uint64(len(axes)) + np.uint64(axis)] += scale[k] * total
 
 

@@ -13,7 +13,7 @@ from diffusers.models.transformers.transformer_temporal import TransformerTempor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from fourdfy_cli.diffusion.temporal import flatten_temporal_convolutions
+from fourdfy_cli.diffusion.convolutions import flatten_convolutions
 from fourdfy_cli.nano import data, networks
 from fourdfy_cli.nano.fit import Fit, Plan
 from fourdfy_cli.nano.latents import Captions, cache, decode_subject, noised
@@ -93,7 +93,7 @@ def train_video(folder: Path, base: Path, vae_folder: Path, plan: Plan, seed: in
         "views": cache(base / "views.safetensors", seed, 2 * plan.pool, "views", vae, report),
     }
     unet = inflate(UNet2DConditionModel.from_pretrained(base / "image_unet")).eval()
-    flatten_temporal_convolutions(unet)
+    flatten_convolutions(unet)
     fit = Fit("video", {"unet": unet, "text_encoder": encoder}, plan, folder, seed, report=report)
     fit.resume()
     abar, captions = networks.scheduler().alphas_cumprod, Captions(tokens, encoder)

@@ -20,7 +20,7 @@ from fourdfy_cli.scene import hashgrid
 from fourdfy_cli.scene.deformation import Deformation
 from fourdfy_cli.scene.hashgrid import Encoding, HashGrid
 from fourdfy_cli.scene.hexplane import HexPlane
-from fourdfy_cli.scene.mlp import decode, mlp
+from fourdfy_cli.scene.mlp import activated, decode, mlp
 
 
 class Field(nn.Module):
@@ -75,12 +75,12 @@ class Field(nn.Module):
         """Density [N] = softplus(net + bias) and colour [N 3] = sigmoid(net), the same from every side, of points with these features."""
         features, x = self._placed(features, x)
         out = decode(features, self.density_net, self.colour_net)
-        return F.softplus(out[:, 0] + self._bias(x, blob_std)), torch.sigmoid(out[:, 1:])
+        return activated(F.softplus, out[:, 0] + self._bias(x, blob_std)), activated(torch.sigmoid, out[:, 1:])
 
     def density_of(self, features: Float[Tensor, "N C"], x: Float[Tensor, "N 3"], blob_std: float) -> Float[Tensor, " N"]:
         """The density of `decode` alone."""
         features, x = self._placed(features, x)
-        return F.softplus(decode(features, self.density_net)[:, 0] + self._bias(x, blob_std))
+        return activated(F.softplus, decode(features, self.density_net)[:, 0] + self._bias(x, blob_std))
 
     def _placed(self, features: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features and points as the nets and the bias want them."""

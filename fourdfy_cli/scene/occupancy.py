@@ -67,7 +67,11 @@ class Occupancy(nn.Module):
 
     def threshold(self) -> Float[Tensor, ""]:
         """The value above which a cell is occupied."""
-        return self.value.mean().clamp(max=CEILING)
+        return self.mean().clamp(max=CEILING)
+
+    def mean(self) -> Float[Tensor, ""]:
+        """The mean value. Of slices first, each of which one thread sums: the same bits on any number of them."""
+        return self.value.mean((1, 2)).mean()
 
     def bounds(self) -> Float[Tensor, "2 3"]:
         """Lower and upper corner of the smallest box around the occupied cells; both zero if there are none."""

@@ -134,7 +134,7 @@ def trace(scene: Scene, rays: Rays, look: Look, train: bool = False) -> Frames:
 
     def worth(density: Tensor) -> Tensor:
         """Indices of the samples that show."""
-        least = grid.value.mean().clamp(max=scene.march.alpha if look.alpha is None else look.alpha)
+        least = grid.mean().clamp(max=scene.march.alpha if look.alpha is None else look.alpha)
         return volume.visible(density, samples, len(origin), least, scene.march.transmittance).nonzero()[:, 0]
 
     with torch.set_grad_enabled(train):
