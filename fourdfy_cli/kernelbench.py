@@ -1,7 +1,8 @@
 """How fast the inner loops are on this machine, every backend in one sitting: million points per second.
 
 The hash grid is asked about random points, as tiny-cuda-nn's own benchmark does; a rendering step about a shot of a ball, which
-fills as much of the picture as a thing does. Of several repetitions the median counts.
+fills as much of the picture as a thing does. Of several repetitions the median counts. "eager" is no backend of a run but
+what they are measured against: the grid as one writes it first, all points at once and differentiated by autograd.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fourdfy_cli import hybrid, kernels
 from fourdfy_cli.config import Grid, Recipe
 from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.hybrid import Moment, draw_shot
 from fourdfy_cli.presets import preset
-from fourdfy_cli.scene.hashgrid import HashGrid
+from fourdfy_cli.scene import volume
+from fourdfy_cli.scene.hashgrid import Encoding, HashGrid, Level, corner_bits, corner_rows, corner_weights, locate, points_gradient
 from fourdfy_cli.scene.scene import Look, Scene, cast, refresh, render, trace
 
 POINTS = 2**17
@@ -53,10 +56,30 @@ def measure(device: str, repeats: int = 3, points: int = POINTS) -> Iterator[dic
     """Rows of the table, one by one: {op, dims, log2_table, levels, points, backend, mpts_fwd, mpts_fwd_bwd}."""
     tiny = preset("nano").field
     for dims, grid in ((3, Grid()), (4, Grid()), (3, Grid(log2_table=15)), (4, Grid(log2_table=15)), (3, tiny.static), (4, tiny.dynamic)):
-        for backend in backends(device):
+        for backend in (EAGER, *backends(device)):
             yield encoding(backend, dims, grid, points, device, repeats)
-    for backend in backends(device):
+    for backend in (EAGER, *backends(device)):
         yield rendering(backend, device, repeats)
+
+
+def gather(x: Tensor, table: Tensor, levels: list[Level]) -> Tensor:
+    """See scene.hashgrid.lookup; every index, weight and row stays in memory for autograd."""
+    bits, features = corner_bits(x.shape[1], x.device), []
+    for level in levels:
+        corner, fraction = locate(x.t(), level)
+        rows = corner_rows(corner, bits, level).long() + level.offset
+        features.append((table[rows] * corner_weights(fraction, bits)[..., None]).sum(1))
+    return torch.cat(features, 1)
+
+
+def gather_gradient(x: Tensor, table: Tensor, levels: list[Level], grad: Tensor) -> Tensor:
+    """See scene.hashgrid.table_gradient."""
+    table = table.detach().requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(gather(x, table, levels), table, grad)[0]
+
+
+EAGER = kernels.Backend("eager", Encoding(gather, gather_gradient, points_gradient), volume.TORCH)
 
 
 def encoding(backend: kernels.Backend, dims: int, grid: Grid, points: int, device: str, repeats: int) -> dict[str, Any]:
@@ -64,8 +87,9 @@ def encoding(backend: kernels.Backend, dims: int, grid: Grid, points: int, devic
     generator = torch.Generator().manual_seed(0)
     module = HashGrid(dims, grid, 1e-4, generator, backend.encoding).to(device)
     x, grad = (torch.rand(points, n, generator=generator).to(device) for n in (dims, grid.levels * grid.features))
+    look = (lambda: gather(x, module.table, module.levels)) if backend is EAGER else lambda: module(x)
     forward = seconds(lambda: backend.encoding.lookup(x, module.table.detach(), module.levels), device, repeats)
-    both = seconds(lambda: torch.autograd.grad(module(x), module.table, grad), device, repeats)
+    both = seconds(lambda: torch.autograd.grad(look(), module.table, grad), device, repeats)
     about = {"op": "hash encoding", "dims": dims, "log2_table": grid.log2_table, "levels": grid.levels, "points": points}
     return about | {"backend": backend.name, "mpts_fwd": points / forward / 1e6, "mpts_fwd_bwd": points / both / 1e6}
 

@@ -11,6 +11,7 @@ from fourdfy_cli import kernelbench, kernels
 from fourdfy_cli.cli import main
 from fourdfy_cli.config import Grid
 from fourdfy_cli.presets import preset
+from fourdfy_cli.scene.hashgrid import HashGrid
 
 KEYS = {"op", "dims", "log2_table", "levels", "points", "backend", "mpts_fwd", "mpts_fwd_bwd"}
 
@@ -23,7 +24,19 @@ def test_every_backend_of_this_machine_at_every_grid():
     grids = {(3, 19, 16), (4, 19, 16), (3, 15, 16), (4, 15, 16), (3, nano.static.log2_table, nano.static.levels)}
     assert {("hash encoding", *grid) for grid in grids} <= asked and ("render", 4, 16, 4) in asked
     for grid in asked:
-        assert [row["backend"] for row in rows if (row["op"], row["dims"], row["log2_table"], row["levels"]) == grid] == ["torch", "numba"]
+        assert [row["backend"] for row in rows if (row["op"], row["dims"], row["log2_table"], row["levels"]) == grid] == [
+            "eager",
+            "torch",
+            "numba",
+        ]
+
+
+def test_what_they_are_measured_against_is_right():
+    module = HashGrid(4, Grid(3, 2, 6, 3, 1.8), 1.0, torch.Generator().manual_seed(0))
+    x, grad = torch.rand(50, 4, generator=torch.Generator().manual_seed(1)), torch.ones(50, 6)
+    for eager, plain in zip(kernelbench.EAGER.encoding, kernels.TORCH.encoding, strict=True):
+        given = (x, module.table.detach(), module.levels, grad)[: 3 if plain is kernels.TORCH.encoding.lookup else 4]
+        torch.testing.assert_close(eager(*given), plain(*given))
 
 
 def test_figures_are_points_over_seconds(monkeypatch: pytest.MonkeyPatch):

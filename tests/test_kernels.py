@@ -13,6 +13,7 @@ from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
 from fourdfy_cli.kernels import threads
 from fourdfy_cli.presets import nano
 from fourdfy_cli.scene.hashgrid import HashGrid
+from fourdfy_cli.scene.mlp import decode, mlp
 from fourdfy_cli.scene.occupancy import Occupancy
 from fourdfy_cli.scene.volume import Composite, Samples, accumulate
 
@@ -146,10 +147,12 @@ def test_no_operation_keeps_more_than_64_bytes_a_sample(backend: kernels.Backend
     density, rgb = uniform(count, dtype=torch.float32).requires_grad_(), uniform(count, 3, dtype=torch.float32).requires_grad_()
     samples = Samples(torch.arange(count) // 50, uniform(count, dtype=torch.float32), 0.1)
     x = uniform(count, 4, dtype=torch.float32)
+    nets = [mlp((16, 32, out), torch.Generator().manual_seed(out)) for out in (1, 3)]
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
         features = module(x)
+        out = decode(features, *nets)
         seen = accumulate(density, rgb, samples, count // 50, backend.volume)
-    own = {t.untyped_storage().data_ptr() for t in (module.table, features, *seen)}
+    own = {t.untyped_storage().data_ptr() for t in (module.table, features, out, *seen)}
     size = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
     assert x.untyped_storage().data_ptr() in size
     assert sum(n for at, n in size.items() if at not in own) <= 64 * count

@@ -52,7 +52,7 @@ class Field(nn.Module):
     def features(self, x: Float[Tensor, "N 3"], time: Float[Tensor, " N"]) -> Float[Tensor, "N C"]:
         """static(x) + dynamic(x, t), whatever the stage: a dynamic grid that is not trained yet is nearly zero."""
         unit = (x + 1) / 2
-        return self.static(unit) + self.dynamic(torch.cat([unit, time[:, None]], 1))
+        return self.static(unit).add_(self.dynamic(torch.cat([unit, time[:, None]], 1)))
 
     def attach(self, known: Float[Tensor, "N C"], x: Float[Tensor, "N 3"], time: Float[Tensor, " N"]) -> Float[Tensor, "N C"]:
         """Features that `features(x, time)` gave earlier without a graph, now with one to both parts (not to x)."""

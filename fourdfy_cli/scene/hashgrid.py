@@ -102,13 +102,13 @@ def corner_weights(fraction: Float[Tensor, "D N"], bits: Int[Tensor, "D K"], alo
 @torch.no_grad()
 def lookup(x: Float[Tensor, "N D"], table: Float[Tensor, "E F"], levels: list[Level]) -> Float[Tensor, "N C"]:
     """Features [N levels*features] of points in [0,1]^D, without a graph."""
-    out = table.new_empty(len(x), len(levels), table.shape[1])
+    out = table.new_empty(len(x), len(levels) * table.shape[1])
     bits = corner_bits(x.shape[1], x.device)
-    for points, rows in _blocks(x, out):
+    for points, rows in _blocks(x, out.unflatten(1, (len(levels), -1))):
         for number, level in enumerate(levels):
             corner, fraction = locate(points, level)
             rows[:, number] = _gather(table, corner_rows(corner, bits, level), corner_weights(fraction, bits), level)
-    return out.flatten(1)
+    return out
 
 
 @torch.no_grad()

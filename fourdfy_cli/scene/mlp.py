@@ -37,7 +37,7 @@ def decode(features: Float[Tensor, "N C"], *nets: nn.Sequential) -> Float[Tensor
 def activated(function: Callable[[Tensor], Tensor], x: Float[Tensor, "N ..."]) -> Float[Tensor, "N ..."]:
     """An elementwise function of x, on a CPU BLOCK rows of up to three at a time: torch leaves so few elements to one thread. Of more, each
     thread gets a part, whose last elements are worked out one by one by other instructions: bits would depend on how many there are."""
-    return function(x) if x.device.type != "cpu" else torch.cat([function(part) for part in x.split(BLOCK)])
+    return function(x) if x.device.type != "cpu" else torch.cat([function(part.contiguous()) for part in x.split(BLOCK)])
 
 
 def _blocks(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -130,7 +130,7 @@ def trace(scene: Scene, rays: Rays, look: Look, train: bool = False) -> Frames:
     origin, direction = rays.origin, rays.direction
     grid, volume = scene.occupancy, scene.backend.volume
     samples = volume.march(origin, direction, grid.binary, scene.step_length, rays.jitter, grid.bounds())
-    x, time = samples.points(origin, direction), rays.time[samples.ray]
+    x, time = samples.points(origin, direction), rays.time.index_select(0, samples.ray)
 
     def worth(density: Tensor) -> Tensor:
         """Indices of the samples that show."""
@@ -168,6 +168,6 @@ def _seen_train(scene: Scene, x: Tensor, time: Tensor, blob_std: float, worth: W
     with torch.no_grad():
         known = scene.field.features(x, time)
         keep = worth(scene.field.density_of(known, x, blob_std))
-    x = x[keep]
-    features = scene.field.attach(known[keep], x, time[keep])
+    x, time, known = (part.index_select(0, keep) for part in (x, time, known))
+    features = scene.field.attach(known, x, time)
     return keep, *scene.field.decode(features, x, blob_std)

@@ -31,11 +31,11 @@ class Samples(NamedTuple):
 
     def points(self, origin: Float[Tensor, "N 3"], direction: Float[Tensor, "N 3"]) -> Float[Tensor, "S 3"]:
         """Where the samples lie in the world."""
-        return torch.addcmul(origin[self.ray], direction[self.ray], self.t[:, None])
+        return torch.addcmul(origin.index_select(0, self.ray), direction.index_select(0, self.ray), self.t[:, None])
 
     def take(self, keep: Int[Tensor, " K"]) -> Samples:
         """The samples at indices [K], which ascend."""
-        return Samples(self.ray[keep], self.t[keep], self.delta)
+        return Samples(self.ray.index_select(0, keep), self.t.index_select(0, keep), self.delta)
 
 
 class Composite(NamedTuple):
