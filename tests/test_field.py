@@ -60,6 +60,26 @@ def test_density_and_colour_by_hand():
     assert torch.equal(f.density(x, time, 0.7), density)
 
 
+def test_half_the_digits_give_nearly_the_same(monkeypatch: pytest.MonkeyPatch):
+    """As on a GPU: products in bfloat16, everything else as it was."""
+    f, (x, time) = field(dataclasses.replace(TINY, hidden=32)), [part.float() for part in where(50)]
+
+    def run() -> list[torch.Tensor]:
+        density, rgb = f(x, time, 0.7)
+        return [density, rgb, *torch.autograd.grad(density.sum() + rgb.square().sum(), list(f.parameters()))]
+
+    whole = run()
+    monkeypatch.setattr(mlp, "precision", lambda x: torch.bfloat16)
+    for half, full in zip(run(), whole, strict=True):
+        assert half.dtype == torch.float32 and not torch.equal(half, full)
+        assert (half - full).norm() < 0.02 * full.norm()
+
+
+def test_only_a_gpu_computes_in_half_the_digits():
+    for dtype in (torch.float32, torch.float64):
+        assert mlp.precision(torch.zeros(1, dtype=dtype)) == dtype
+
+
 @EVERY
 def test_starts_as_a_blob(cfg):
     f = field(dataclasses.replace(cfg, init=1e-4))

@@ -46,23 +46,34 @@ def _blocks(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(part.split(size) for part in rows), strict=True)
 
 
+def precision(x: Tensor) -> torch.dtype:
+    """What the matrix products are computed in: bfloat16 for float32 on GPUs that multiply it (compute capability 8.0 and above;
+    sums within a product stay float32), else x's own. tiny-cuda-nn computes in float16, the released code of 4D-fy in float32."""
+    native = x.is_cuda and x.dtype == torch.float32 and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    return torch.bfloat16 if native else x.dtype
+
+
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features: Tensor, first: Tensor, last: Tensor) -> Tensor:
         ctx.save_for_backward(features, first, last)
-        out = features.new_empty(len(features), len(last))
+        kind, out = precision(features), features.new_empty(len(features), len(last))
+        first, last = first.to(kind), last.to(kind)
         for inputs, outputs in _blocks(features, out):
-            torch.mm((inputs @ first.t()).relu_(), last.t(), out=outputs)
+            outputs.copy_((inputs.to(kind) @ first.t()).relu_() @ last.t())
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         features, first, last = ctx.saved_tensors
         to_features, to_first, to_last = torch.empty_like(features), torch.zeros_like(first), torch.zeros_like(last)
+        kind = precision(features)
+        first, last = first.to(kind), last.to(kind)
         for inputs, to_outputs, to_inputs in _blocks(features, grad, to_features):
+            inputs, to_outputs = inputs.to(kind), to_outputs.to(kind)
             hidden = (inputs @ first.t()).relu_()
-            to_last.addmm_(to_outputs.t(), hidden)
+            to_last += to_outputs.t() @ hidden
             to_hidden = torch.ops.aten.threshold_backward(to_outputs @ last, hidden, 0)
-            to_first.addmm_(to_hidden.t(), inputs)
-            torch.mm(to_hidden, first, out=to_inputs)
+            to_first += to_hidden.t() @ inputs
+            to_inputs.copy_(to_hidden @ first)
         return to_features, to_first, to_last
