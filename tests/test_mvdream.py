@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fourdfy_cli.config import Models
 from fourdfy_cli.diffusion import models, mvdream, network, sets, sizes
+from fourdfy_cli.diffusion.convolutions import flatten_convolutions
 from fourdfy_cli.diffusion.models import ModelSpec
 from fourdfy_cli.errors import FourdfyError
 
@@ -126,7 +127,7 @@ def published() -> ModelSpec:
 
 
 def theirs(spec: ModelSpec) -> UNet2DConditionModel:
-    """The published tiny file by way of diffusers' own conversion, in a stock network spelled out."""
+    """The published tiny file by way of diffusers' own conversion, in a stock network spelled out, its convolutions as a CPU's."""
     state = {key: value.float() for key, value in load_file(spec.folder("unet") / "diffusion_pytorch_model.safetensors").items()}
     camera = {CAMERA[key]: state.pop(key) for key in CAMERA}
     config = {"layers_per_block": 2, "class_embed_type": None, "addition_embed_type": None}
@@ -141,6 +142,7 @@ def theirs(spec: ModelSpec) -> UNet2DConditionModel:
         projection_class_embeddings_input_dim=16,
     )
     unet.load_state_dict(stock | camera, strict=True)
+    flatten_convolutions(unet)
     return unet.eval()
 
 
