@@ -10,7 +10,7 @@ from typing import Any
 
 import imageio_ffmpeg
 
-from fourdfy_cli.evaluate import study
+from fourdfy_cli.study import questions
 
 PROMPTS = ("a red dog jumping", "an octopus is underwater", "a blue cube turning")
 
@@ -31,11 +31,13 @@ def films(root: Path, **sources: str) -> None:
             film(root / name / f"{prompt.replace(' ', '_')}.mp4", picture, 6, 64, 15, "-vf", f"hue=h={40 * k}")
 
 
-def key_file(path: Path, baselines: dict[str, list[str]], questions: tuple[str, ...] = study.USUAL, tie: bool = False) -> dict[str, Any]:
+def key_file(
+    path: Path, baselines: dict[str, list[str]], questions: tuple[str, ...] = questions.USUAL, tie: bool = False
+) -> dict[str, Any]:
     """A key as `study build` writes it, without videos: prompts by baseline; ours is the second video of every other pair."""
     named = [(baseline, prompt) for baseline, prompts in baselines.items() for prompt in prompts]
     pairs = [{"id": f"p{k:03}", "prompt": prompt, "baseline": name, "ours": k % 2} for k, (name, prompt) in enumerate(named)]
-    head = {"format": study.KEY, "version": 1, "study": "cafe", "seed": 4, "checks": 2, "tie": tie, "questions": list(questions)}
+    head = {"format": questions.KEY, "version": 1, "study": "cafe", "seed": 4, "checks": 2, "tie": tie, "questions": list(questions)}
     path.write_text(json.dumps(head | {"pairs": pairs}))
     return head | {"pairs": pairs}
 
@@ -48,13 +50,13 @@ def sheet(key: dict[str, Any], name: str, prefer: Prefer, sitting: str = "", sta
     """The answers of a rater who can tell ours from theirs."""
     pairs = {pair["id"]: pair for pair in key["pairs"]}
     trials = []
-    for trial in study.order(key["study"], key["seed"], name or sitting, sorted(pairs), key["checks"]):
+    for trial in questions.order(key["study"], key["seed"], name or sitting, sorted(pairs), key["checks"]):
         ours_right = (pairs[trial.pair]["ours"] == 1) != trial.swapped
         sides = {"ours": "right" if ours_right else "left", "theirs": "left" if ours_right else "right", "tie": "tie"}
         chosen = {question: prefer(trial.pair, question, trial.repeat) for question in key["questions"]}
         answers = {question: sides[choice] for question, choice in chosen.items() if choice}
         trials.append({**vars(trial), "answers": answers, "seconds": 20.0})
-    head = {"format": study.ANSWERS, "version": 1, "study": key["study"], "seed": key["seed"]}
+    head = {"format": questions.ANSWERS, "version": 1, "study": key["study"], "seed": key["seed"]}
     return head | {"rater": name, "sitting": sitting or f"s-{name}", "started": started, "finished": None, "trials": trials}
 
 

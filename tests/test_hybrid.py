@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from fourdfy_cli import hybrid
 from fourdfy_cli.config import Rates, constant
 from fourdfy_cli.diffusion.noise import Schedule
+from fourdfy_cli.evaluate.truth import compare, look, views
 from fourdfy_cli.guidance import sds
 from fourdfy_cli.guidance.pull import Pull
 from fourdfy_cli.hybrid import Moment, draw_branch, draw_cameras, draw_shot, frame_times
 from fourdfy_cli.nano.prompts import Subject
-from fourdfy_cli.nano.score import compare, look, views
 from fourdfy_cli.nano.show import truth
 from fourdfy_cli.presets import preset
+from fourdfy_cli.run.train import parameter_groups
 from fourdfy_cli.scene.scene import Scene, render
-from fourdfy_cli.train import parameter_groups
 
 
 def scene_of(recipe) -> Scene:

@@ -41,7 +41,7 @@ class Ablate(options.Run):
 def ablate(prompts: Prompts, wanted: Ablate) -> None:
     """Train every row of the paper's Table 2 for every prompt, and compare them. The same command again goes on."""
     recipe, seed = options.recipe(wanted), wanted.seed or 0
-    from fourdfy_cli import ablate as library
+    from fourdfy_cli.evaluate import ablate as library
     from fourdfy_cli.evaluate.videos import read_prompts
 
     texts = list(dict.fromkeys(read_prompts(prompts)))

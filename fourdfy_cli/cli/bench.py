@@ -43,34 +43,33 @@ def bench(wanted: Bench) -> None:
     options.check_device(wanted.device or "cpu")
     import torch
 
-    from fourdfy_cli import bench as stand
-    from fourdfy_cli import kernelbench
+    from fourdfy_cli.bench import kernels, steps
 
     device = torch.device(wanted.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if wanted.kernels:
         return _kernels(wanted, str(device))
     models = f"random, {recipe.models.size} size" if recipe.models.set == "random" else recipe.models.set
-    about = {"preset": recipe.name, "models": models, "device": kernelbench.machine(str(device))}
+    about = {"preset": recipe.name, "models": models, "device": kernels.machine(str(device))}
     prompt = PROMPTS[recipe.models.set]
     if wanted.memory:
-        rungs = list(wanted.output.counted(stand.ladder(recipe, prompt, device), len(stand.LADDER), "measuring"))
+        rungs = list(wanted.output.counted(steps.ladder(recipe, prompt, device), len(steps.LADDER), "measuring"))
         return wanted.output.finish(about | {"memory": rungs if wanted.json else [_gigabytes(row) for row in rungs]})
     rows = []
-    for row in stand.measure(recipe, prompt, device, wanted.steps, wanted.vram):
+    for row in steps.measure(recipe, prompt, device, wanted.steps, wanted.vram):
         wanted.output.note(str(row))
         rows.append(row)
-    _finish(wanted, recipe, about, [asdict(row) for row in rows], stand.summary(recipe, rows))
+    _finish(wanted, recipe, about, [asdict(row) for row in rows], steps.summary(recipe, rows))
 
 
 def _kernels(wanted: Bench, device: str) -> None:
     """Measure the inner loops alone."""
-    from fourdfy_cli import kernelbench
+    from fourdfy_cli.bench import kernels
 
     rows = []
-    for row in kernelbench.measure(device, wanted.steps):
+    for row in kernels.measure(device, wanted.steps):
         wanted.output.note(" ".join(f"{key}={round(value, 3) if isinstance(value, float) else value}" for key, value in row.items()))
         rows.append(row)
-    wanted.output.finish({"machine": kernelbench.machine(device), "kernels": rows})
+    wanted.output.finish({"machine": kernels.machine(device), "kernels": rows})
 
 
 def _recipe(wanted: Bench) -> Recipe:
@@ -90,8 +89,8 @@ def _recipe(wanted: Bench) -> Recipe:
 
 def _finish(wanted: Bench, recipe: Recipe, about: dict[str, Any], rows: list[dict[str, Any]], stages: list[dict[str, Any]]) -> None:
     """Keep the figures for --dry-run, and show them."""
-    from fourdfy_cli import plan
     from fourdfy_cli.console import duration
+    from fourdfy_cli.run import plan
 
     total, peak = sum(row["seconds"] for row in stages), max(row["bytes"] for row in stages)
     kept = plan.remember(recipe, {"device": about["device"], "date": date.today().isoformat(), "rows": rows})

@@ -58,9 +58,9 @@ def _stage(number: int, prompt: str | None, resume: Path | None, run: options.Ru
         if number > 1:
             raise FourdfyError(f"stage {number} starts from a checkpoint of stage {number - 1}", _earlier(number, prompt, run), USAGE)
         return _run(prompt, recipe, run, (number,), None)
-    from fourdfy_cli.checkpoint import load
     from fourdfy_cli.config import from_dict
-    from fourdfy_cli.render import locate
+    from fourdfy_cli.output.render import locate
+    from fourdfy_cli.store.checkpoint import load
 
     resume = locate(resume)
     state = load(resume)
@@ -78,7 +78,7 @@ def _example(number: int) -> str:
 
 def _earlier(number: int, prompt: str, run: options.Run) -> str:
     """The command that starts this stage for a prompt from the run's own folder."""
-    from fourdfy_cli.runfolder import run_folder
+    from fourdfy_cli.store.folder import run_folder
 
     return f"fourdfy stage{number} --resume {run_folder(run.out, prompt, run.seed or 0) / f'stage{number - 1}.pt'}"
 
@@ -90,7 +90,7 @@ def _agree(what: str, given: Any, stored: Any, number: int, resume: Path) -> Non
 
 def _out(run: options.Run, prompt: str, seed: int, resume: Path) -> Path:
     """Where the run's folder goes: the checkpoint's own run folder goes on, unless --out names another place."""
-    from fourdfy_cli.runfolder import run_folder
+    from fourdfy_cli.store.folder import run_folder
 
     folder = resume.absolute().parent
     return folder.parent if not run.given("out") and run_folder(folder.parent, prompt, seed) == folder else run.out
@@ -114,7 +114,7 @@ def _run(prompt: str, recipe: Recipe, run: options.Run, stages: tuple[int, ...],
         why = "a GPU is here" if recipe.models.set == "paper" else "small ones that come with this package, for CPUs"
         output.note(f"models: {recipe.models.set} ({why})")
     from fourdfy_cli.memory import Machine
-    from fourdfy_cli.train import run as train
+    from fourdfy_cli.run.train import run as train
 
     with output.events() as events:
         result = train(prompt, recipe, run.out, seed, stages, resume, Machine(device, run.vram, run.backend), events)
@@ -125,7 +125,8 @@ def _run(prompt: str, recipe: Recipe, run: options.Run, stages: tuple[int, ...],
 
 def _plan(recipe: Recipe, run: options.Run, stages: tuple[int, ...]) -> dict[str, Any]:
     """What a run would do and need, as data; nothing is downloaded, no GPU is touched."""
-    from fourdfy_cli import config, plan
+    from fourdfy_cli import config
+    from fourdfy_cli.run import plan
 
     return {
         "recipe": config.to_dict(recipe),

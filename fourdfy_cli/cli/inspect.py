@@ -46,8 +46,8 @@ def render(source: Source, look: Look) -> None:
     if out.suffix != ".mp4":
         raise FourdfyError(f"a video's name ends in .mp4, unlike {out}", f"fourdfy render {source} --out {out.with_suffix('.mp4')}", USAGE)
     options.check_device(look.device)
-    from fourdfy_cli import paths
-    from fourdfy_cli import render as pictures
+    from fourdfy_cli.output import paths
+    from fourdfy_cli.output import render as pictures
 
     scene, recipe, _ = pictures.load_scene(source, look.device)
     film = paths.film(look.path, recipe, look.size)
@@ -68,7 +68,7 @@ def _pictures(views: Iterable[tuple[Any, Any]], look: Look) -> Iterator[Any]:
     """Frames of the video, each also written to the folder of frames if one is wanted."""
     import numpy as np
 
-    from fourdfy_cli.render import write_png
+    from fourdfy_cli.output.render import write_png
 
     for k, (colour, depth) in enumerate(views):
         picture = np.concatenate([colour, depth], 1) if look.depth else colour
@@ -138,9 +138,9 @@ def _tell(common: options.Common, found: dict[str, Any] | None, problems: list[F
 @options.grouped
 def info(source: Source, common: options.Common) -> None:
     """What a checkpoint holds, and what to type next. Verifies it on the way."""
-    from fourdfy_cli.checkpoint import load
     from fourdfy_cli.config import from_dict
-    from fourdfy_cli.render import locate
+    from fourdfy_cli.output.render import locate
+    from fourdfy_cli.store.checkpoint import load
 
     path = locate(source)
     state = load(path)

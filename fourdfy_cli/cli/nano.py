@@ -86,7 +86,7 @@ def score(run: Run, common: options.Common) -> None:
     """Compare a run with the toy world's ground truth, at views and times it never saw."""
     if not run.exists():
         raise FourdfyError(f"{run} does not exist", 'fourdfy generate "a red dog jumping"', USAGE)
-    from fourdfy_cli.nano.score import score as compare
+    from fourdfy_cli.evaluate.truth import score as compare
 
     common.output.finish(compare(run))
 

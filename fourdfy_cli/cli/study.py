@@ -53,12 +53,12 @@ def build(asked: Build) -> None:
     key = asked.key or Path(os.path.normpath(asked.out / ".." / "key.json"))
     for folder in (asked.out.absolute().parent, key.absolute().parent):
         options.check_writable(folder)
-    from fourdfy_cli.evaluate import study_build
+    from fourdfy_cli.study import build as site
 
     questions = tuple(name.strip() for name in asked.questions.split(","))
     limits = {"tie": asked.tie, "partial": asked.partial, "checks": asked.checks, "seed": asked.seed}
-    plan = study_build.Plan(asked.ours, baselines, questions, **limits, mailto=asked.mailto, post=asked.post)
-    told = study_build.build(plan, asked.out, key, lambda items, what: asked.output.counted(items, len(items), what))
+    plan = site.Plan(asked.ours, baselines, questions, **limits, mailto=asked.mailto, post=asked.post)
+    told = site.build(plan, asked.out, key, lambda items, what: asked.output.counted(items, len(items), what))
     asked.output.note(f"{key} is private: it alone tells whose video is whose. Give people {asked.out} only.")
     asked.output.finish(told)
 
@@ -82,7 +82,7 @@ def analyze(key: KeyFile, answers: Answers, common: options.Common, out: Tables 
             raise FourdfyError(f"{path} does not exist", f"ls {path.parent}", USAGE)
     folder = out or key.parent
     options.check_writable(folder)
-    from fourdfy_cli.evaluate.study_report import analyze as count
+    from fourdfy_cli.study.report import analyze as count
 
     report = count(key, answers, folder, least, seed)
     told = {name: report[name] for name in ("study", "raters", "votes", "table", "prompts", "consistency", "excluded")}

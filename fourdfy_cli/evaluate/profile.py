@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from fourdfy_cli.evaluate.measures import Curve
-from fourdfy_cli.render import write_png
+from fourdfy_cli.output.render import write_png
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, ROW = 640, 220, 60, 26, 40, 16
 COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (90, 90, 90))

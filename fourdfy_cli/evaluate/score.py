@@ -20,15 +20,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from fourdfy_cli import __version__, checkpoint
+from fourdfy_cli import __version__
 from fourdfy_cli.diffusion import textcache
 from fourdfy_cli.diffusion.text import VIEW_WORDS
 from fourdfy_cli.errors import FAILURE, USAGE, FourdfyError
 from fourdfy_cli.evaluate import measures, profile, videos
 from fourdfy_cli.evaluate.clip import BATCH, Clip, load_clip
 from fourdfy_cli.evaluate.videos import Video
-from fourdfy_cli.render import Picture
-from fourdfy_cli.runfolder import write_json
+from fourdfy_cli.output.render import Picture
+from fourdfy_cli.store import checkpoint
+from fourdfy_cli.store.folder import write_json
 
 SIZE = 256  # pixels a side of the published videos
 MEANS = ("score", "clip_f", "r_precision", "motion", "flicker")

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fourdfy_cli import checkpoint, render
 from fourdfy_cli.errors import USAGE, FourdfyError
-from fourdfy_cli.ffmpeg import ffmpeg, stream
-from fourdfy_cli.runfolder import read_json
+from fourdfy_cli.output import render
+from fourdfy_cli.output.ffmpeg import ffmpeg, stream
 from fourdfy_cli.scene.cameras import mav3d
+from fourdfy_cli.store import checkpoint
+from fourdfy_cli.store.folder import read_json
 
 PROMPTS = "prompts.tsv"
 

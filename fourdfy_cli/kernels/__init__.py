@@ -7,23 +7,11 @@ beside those definitions are the oracle that tests compare every other one with.
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import NamedTuple
 
 from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
-from fourdfy_cli.scene import hashgrid, volume
+from fourdfy_cli.scene.backend import TORCH, Backend
 
 NAMES = ("auto", "torch", "numba", "triton", "tcnn")
-
-
-class Backend(NamedTuple):
-    """One implementation of every inner loop."""
-
-    name: str
-    encoding: hashgrid.Encoding
-    volume: volume.Volume
-
-
-TORCH = Backend("torch", hashgrid.TORCH, volume.TORCH)
 
 
 def choose(name: str, device: str) -> Backend:

@@ -15,7 +15,7 @@ from fourdfy_cli.diffusion.noise import guided
 from fourdfy_cli.errors import USAGE, FourdfyError
 from fourdfy_cli.nano.networks import FRAMES, LATENT_CHANNELS, LATENT_SIZE
 from fourdfy_cli.nano.prompts import parse
-from fourdfy_cli.render import write_png
+from fourdfy_cli.output.render import write_png
 from fourdfy_cli.scene.cameras import orbit_camera, unit_camera
 
 KINDS = ("multiview", "image", "video")

@@ -10,7 +10,7 @@ import numpy as np
 from fourdfy_cli.nano import world
 from fourdfy_cli.nano.data import DISTANCE, ELEVATION, FOVY, GREY
 from fourdfy_cli.nano.prompts import DEFAULT_COLOUR, Subject, parse
-from fourdfy_cli.render import write_png, write_video
+from fourdfy_cli.output.render import write_png, write_video
 from fourdfy_cli.scene.cameras import Shot, turntable
 
 

@@ -22,7 +22,7 @@ from fourdfy_cli.nano.latents import Captions, cache, decode_subject, noised
 from fourdfy_cli.nano.sample import draw, tile
 from fourdfy_cli.nano.train_clip import train_clip
 from fourdfy_cli.nano.train_video import train_video
-from fourdfy_cli.render import write_png
+from fourdfy_cli.output.render import write_png
 
 PLANS = {
     "vae": Plan(steps=2400, batch=16, rate=2e-3, pool=16000, decay_from=0.4),

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fourdfy_cli import config, kernels
+from fourdfy_cli import config
+from fourdfy_cli.scene.backend import TORCH, Backend
 from fourdfy_cli.scene.background import Background
 from fourdfy_cli.scene.cameras import Shot, rays
 from fourdfy_cli.scene.field import make
@@ -70,7 +71,7 @@ class Scene(nn.Module):
         background: config.Background,
         march: config.March,
         seed: int,
-        backend: kernels.Backend = kernels.TORCH,
+        backend: Backend = TORCH,
     ):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)

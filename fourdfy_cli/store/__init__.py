@@ -1,0 +1,1 @@
+"""What lies on disk: checkpoints, and the run folder around them."""

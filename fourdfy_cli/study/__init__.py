@@ -1,0 +1,1 @@
+"""A blind user study: its page, and the statistics of the answers."""

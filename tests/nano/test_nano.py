@@ -1,0 +1,302 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from fourdfy_cli.diffusion import models, network, text
+from fourdfy_cli.diffusion.convolutions import PointwiseConvolution, TemporalConvolution, flatten_convolutions
+from fourdfy_cli.diffusion.models import NANO, WEIGHTS
+from fourdfy_cli.errors import FourdfyError
+from fourdfy_cli.evaluate.clip import load_clip
+from fourdfy_cli.evaluate.truth import camera_shot, change, compare, views
+from fourdfy_cli.nano import networks, train
+from fourdfy_cli.nano.fit import Fit, Plan
+from fourdfy_cli.nano.objects import COLOURS, OBJECTS
+from fourdfy_cli.nano.prompts import MOTIONS, Subject
+from fourdfy_cli.nano.sample import draw, load, sample
+from fourdfy_cli.nano.show import sheet, truth, video
+from fourdfy_cli.nano.train_video import attentive, draw_clip, inflate
+
+
+def files(folder: str) -> list[Path]:
+    return [p for p in Path(folder).rglob("*") if p.is_file()]
+
+
+def test_weights_are_small_safetensors_in_half_precision():
+    shipped = files(WEIGHTS)
+    assert sum(p.stat().st_size for p in shipped) <= 48e6
+    assert {p.suffix for p in shipped} <= {".safetensors", ".json", ".txt"}
+    for path in shipped:
+        if path.name == "config.json":
+            assert "/" not in json.loads(path.read_text()).get("_name_or_path", "")  # no path of the machine it was trained on
+        if path.suffix == ".safetensors":
+            assert {v.dtype for v in network.read_weights(path).values() if v.is_floating_point()} == {torch.float16}, path
+
+
+@pytest.mark.parametrize("role", ["multiview", "image", "video"])
+def test_the_real_loader_loads_each_nano_model(role):
+    model = models.load(NANO[role], "cpu", torch.float32)
+    z = torch.randn(4, 12, 8, 8) if role != "video" else torch.randn(1, 12, 8, 8, 8)
+    words = text.encode(NANO[role], ["a red dog", ""], "cpu")
+    camera = torch.zeros(4, 16) if role == "multiview" else None
+    cond, uncond = model.predict(z, 500, words[:1], words[1:], camera)
+    assert cond.shape == z.shape and not torch.equal(cond, uncond)
+    assert model.schedule.prediction == "v_prediction"
+
+
+def test_every_word_of_the_world_is_one_token(tmp_path):
+    tokens = networks.tokenizer(tmp_path)
+    for word in (*OBJECTS, *COLOURS, *MOTIONS, "front", "view"):
+        assert len(tokens(word).input_ids) == 3, word  # start, word, end
+    shipped = text._tokenizer(Path(WEIGHTS) / "tokenizer")
+    assert shipped("a red dog jumping, side view").input_ids == tokens("a red dog jumping, side view").input_ids
+
+
+def test_the_image_unet_is_the_multiview_unet_with_a_zero_camera():
+    torch.manual_seed(0)
+    unet = networks.unet2d(camera=True).eval()
+    image = train.image_half(unet).eval()
+    x, t, c = torch.randn(3, 12, 8, 8), torch.tensor([1, 400, 999]), torch.randn(3, networks.TEXT_LENGTH, networks.TEXT_WIDTH)
+    with torch.no_grad():
+        a = unet(x, t, c, class_labels=torch.zeros(3, 16)).sample
+        assert (image(x, t, c).sample - a).abs().max() < 1e-5
+        assert (unet(x, t, c, class_labels=torch.ones(3, 16)).sample - a).abs().max() > 1e-4
+
+
+def test_inflation_and_flat_convolutions_change_nothing():
+    torch.manual_seed(0)
+    image = networks.unet2d(camera=False).eval()
+    unet = inflate(image).eval()
+    x, t, c = torch.randn(2, 12, 3, 8, 8), torch.tensor([5, 700]), torch.randn(2, 4, networks.TEXT_WIDTH)
+    with torch.no_grad():
+        frames = image(x.transpose(1, 2).flatten(0, 1), t.repeat_interleave(3), c.repeat_interleave(3, 0)).sample
+        inflated = unet(x, t, c).sample
+        assert (inflated - frames.unflatten(0, (2, 3)).transpose(1, 2)).abs().max() < 1e-4
+        names = list(unet.state_dict())
+        flatten_convolutions(unet)
+        assert list(unet.state_dict()) == names
+        for twin in (TemporalConvolution, PointwiseConvolution):
+            assert any(isinstance(m, twin) for m in unet.modules())
+        for m in unet.modules():
+            if isinstance(m, TemporalConvolution):
+                torch.nn.init.normal_(m.weight, std=0.02)
+        flat = unet(x, t, c).sample
+        for m in list(unet.modules()):
+            for name, child in m.named_children():
+                if isinstance(child, TemporalConvolution):
+                    stock = torch.nn.Conv3d(child.in_channels, child.out_channels, (3, 1, 1), padding=(1, 0, 0))
+                elif isinstance(child, PointwiseConvolution):
+                    stock = torch.nn.Conv2d(child.in_channels, child.out_channels, 1)
+                else:
+                    continue
+                stock.weight, stock.bias = child.weight, child.bias
+                setattr(m, name, stock)
+        assert (unet(x, t, c).sample - flat).abs().max() < 1e-4
+        assert (flat - inflated).abs().max() > 1e-3
+
+
+def test_training_clips_are_moving_damped_or_still():
+    subjects = torch.tensor([[0, 0, 2]])
+    clip = torch.arange(8.0).reshape(1, 8, 1, 1, 1).expand(1, 8, 12, 2, 2)
+    pools = {
+        "clips": {"latents": clip, "subjects": subjects, "azimuth": torch.full((1, 8), 90.0)},
+        "frozen": {"latents": clip[:, :1] - 5},
+        "views": {"latents": clip[:, :4] + 50, "subjects": torch.tensor([[1, 2, -1]]), "azimuth": torch.zeros(1, 4)},
+    }
+    drawn = [draw_clip(pools, np.random.default_rng(k)) for k in range(400)]
+    still = [c for c in drawn if c.latents[0, 0, 0, 0] >= 50]
+    moving = [c for c in drawn if c.latents[0, 0, 0, 0] < 50]
+    assert 20 < len(still) < 70
+    assert all(c.moved == 1 and torch.equal(c.latents, c.frozen) and not set(c.caption.split()) & set(MOTIONS) for c in still)
+    assert all("jumping" in c.caption or c.caption == "" for c in moving)
+    assert all(torch.equal(c.latents[0, :, 0, 0], torch.arange(8.0)) and (c.frozen == -5).all() for c in moving)
+    assert all(c.moved == 1 for c in moving if not c.caption)
+    assert 0.38 < np.mean([c.moved == 0 for c in moving]) < 0.55 and any(0 < c.moved < 1 for c in moving)
+
+
+def words(encoder, *texts: str) -> torch.Tensor:
+    """The encoder's states [N L C] of texts."""
+    tokens = text._tokenizer(Path(WEIGHTS) / "tokenizer")
+    with torch.no_grad():
+        return encoder(networks.token_ids(tokens, list(texts))).last_hidden_state
+
+
+def test_the_video_models_text_encoder_starts_to_hear_motion_words():
+    torch.manual_seed(0)
+    own, shared = attentive(Path(WEIGHTS)), text.load_encoder(Path(WEIGHTS) / "text_encoder", "cpu")
+    assert torch.equal(words(own, "a red dog, side view"), words(shared, "a red dog, side view"))
+    for one, other in zip(MOTIONS, [*MOTIONS[1:], MOTIONS[0]], strict=True):
+        apart = [(a - b).norm() for a, b in (words(e, f"a red dog {one}", f"a red dog {other}")[:, 4] for e in (own, shared))]
+        assert apart[0] > 1.5 and apart[0] > 3 * apart[1], one
+    assert all(p.requires_grad for p in own.parameters())
+
+
+@pytest.mark.parametrize("thing", ["red dog", "purple cube"])
+def test_the_video_model_listens_to_motion_words(thing: str):
+    """What it makes of a clip that stands still, under noise: hardly a change from frame to frame unless the prompt names a motion."""
+    model = models.load(NANO["video"], "cpu", torch.float32)
+    shot = camera_shot(torch.full((1,), 0.6), torch.zeros(1))
+    picture = torch.from_numpy(truth(Subject(thing.split()[1], thing.split()[0]), shot).over(0.6)).permute(0, 3, 1, 2)
+    clip = models.encode(model.vae, picture)[0].transpose(0, 1)[None].expand(1, -1, networks.FRAMES, -1, -1).detach()
+    states = text.encode(NANO["video"], [f"a {thing}", f"a {thing} jumping", ""], "cpu")
+    moves = []
+    for prompt in states[:2]:
+        made = []
+        for seed in range(4):
+            z_t = model.schedule.add(clip, torch.randn(clip.shape, generator=torch.Generator().manual_seed(seed)), 700)
+            made.append(model.schedule.x0(model.predict(z_t, 700, prompt[None], states[2:])[0], z_t, 700))
+        mean = torch.stack(made).mean(0)
+        moves.append((mean - mean.mean(2, keepdim=True)).square().mean().sqrt())
+    assert moves[1] > 2 * moves[0]
+
+
+def test_inflating_a_foreign_unet_fails():
+    stranger = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
+    with pytest.raises(ValueError, match="lacks"):
+        inflate(stranger)
+
+
+def regression(folder: Path, steps: int, stop: int | None = None) -> Fit:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1)
+    fit = Fit("line", {"model": model}, Plan(steps, 8, 0.05, pool=8), folder, report=lambda text: None)
+    fit.resume()
+    target = torch.tensor([[1.0], [-2.0], [0.5]])
+
+    def loss(rng: np.random.Generator, generator: torch.Generator):
+        if fit.step == stop:
+            fit.save()
+            raise KeyboardInterrupt
+        x = torch.randn(8, 3, generator=generator)
+        return (model(x) - x @ target).square().mean()
+
+    fit.run(loss)
+    return fit
+
+
+def test_training_resumes_bitwise_and_learns(tmp_path):
+    whole = regression(tmp_path / "whole", 300)
+    with pytest.raises(KeyboardInterrupt):
+        regression(tmp_path / "cut", 300, stop=120)
+    again = regression(tmp_path / "cut", 300)
+    assert torch.equal(again.modules["model"].weight, whole.modules["model"].weight)
+    assert (whole.modules["model"].weight - torch.tensor([[1.0, -2.0, 0.5]])).abs().max() < 0.05
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss"] < 0.01 * rows[0]["loss"] or rows[-1]["loss"] < 1e-3
+
+
+def test_parts_are_trained_in_order_and_never_over_a_started_one(tmp_path):
+    for part, message in (("lens", "no part"), ("video", "after")):
+        with pytest.raises(FourdfyError, match=message) as error:
+            train.train(part, tmp_path, False, 0)
+        assert error.value.code == 2
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "state.pt").touch()
+    with pytest.raises(FourdfyError, match="started") as error:
+        train.train("vae", tmp_path, False, 0)
+    assert "--resume" in error.value.hint
+    with pytest.raises(FourdfyError, match="multiview is trained after vae, which has not ended") as error:
+        train.train("multiview", tmp_path, False, 0)
+    assert "--part vae --resume" in error.value.hint
+
+
+def test_every_part_is_trained_and_the_loaders_take_them(tmp_path, monkeypatch):
+    """The whole of `fourdfy nano train`, two steps a part; a second go finds everything done and makes the same weights."""
+    for part, plan in train.PLANS.items():
+        monkeypatch.setitem(train.PLANS, part, dataclasses.replace(plan, steps=2, batch=8, pool=64))
+    said: list[str] = []
+    (weights,) = train.train(None, tmp_path, False, 3, said.append)
+    assert all(any(line.startswith(f"{part} 2/2") for line in said) for part in train.PLANS)
+    assert {p.relative_to(weights) for p in weights.rglob("*.safetensors")} == {
+        p.relative_to(WEIGHTS) for p in Path(WEIGHTS).rglob("*.safetensors")
+    }
+    assert all((tmp_path / part / "samples.png").is_file() for part in ("vae", "multiview", "video"))
+    for role, spec in NANO.items():
+        models.load(dataclasses.replace(spec, source=str(weights)), "cpu", torch.float32)
+        assert text.encode(dataclasses.replace(spec, source=str(weights)), ["a red dog"], "cpu").isfinite().all(), role
+    before = {p: p.read_bytes() for p in weights.rglob("*.safetensors")}
+    train.train(None, tmp_path, True, 3, said.append)
+    assert all(p.read_bytes() == content for p, content in before.items())
+
+
+def test_the_decoder_learns_alone(tmp_path, monkeypatch):
+    """The latents stay as they are to the last bit, and pictures come back better."""
+    monkeypatch.setitem(train.PLANS, "decoder", Plan(steps=30, batch=8, rate=2e-3, pool=64))
+    torch.manual_seed(0)
+    model, pool = networks.vae(), train.pictures(0, 64)
+    with torch.no_grad():
+        z = model.encode(pool).latent
+        before = train.image_psnr(model.decode(z).sample, pool)
+    train.train_decoder(tmp_path, model, pool, 0, lambda text: None)
+    with torch.no_grad():
+        assert torch.equal(model.encode(pool).latent, z)
+        assert train.image_psnr(model.decode(z).sample, pool) > before + 3
+
+
+def test_the_autoencoder_keeps_what_matters():
+    model = models.load(NANO["image"], "cpu", torch.float32)
+    shot = views(1)
+    rgb = torch.from_numpy(np.concatenate([truth(Subject(o, "blue"), shot).over(0.6) for o in ("dog", "car", "donut")])).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        back = models.decode(model.vae, models.encode(model.vae, rgb)[0])
+    assert -10 * torch.log10((back - rgb).square().mean()) > 28
+
+
+def test_samples_are_named_right():
+    """A fast look at what `README.md` reports in full: three things seen in training, one held out."""
+    judge, model = load_clip("nano"), load("multiview")
+    subjects = [Subject("dog", "red"), Subject("car", "green"), Subject("fish", "yellow"), Subject("rocket", "yellow")]
+    rgb = draw(model, [s.text() for s in subjects], "multiview", 0, 15, 3.0)
+    pictures = judge.pictures(rgb.flatten(0, 1))
+    objects = (pictures @ judge.texts([f"a {o}" for o in OBJECTS]).T).argmax(1).unflatten(0, (4, 4))
+    right = [(row == list(OBJECTS).index(s.object)).float().mean() for row, s in zip(objects, subjects, strict=True)]
+    assert np.mean(right) >= 0.75, right
+
+
+def test_clip_names_ground_truth():
+    judge = load_clip("nano")
+    shot = camera_shot(torch.arange(4) * 1.5, torch.zeros(4))
+    for name in OBJECTS:
+        rgb = torch.from_numpy(truth(Subject(name, "blue"), shot).over(0.6)).permute(0, 3, 1, 2)
+        picture = judge.pictures(rgb)
+        assert (
+            (picture @ judge.texts([f"a blue {o}" for o in OBJECTS]).T).argmax(1) == list(OBJECTS).index(name)
+        ).float().mean() >= 0.75, name
+        assert (
+            (picture @ judge.texts([f"a {c} {name}" for c in COLOURS]).T).argmax(1) == list(COLOURS).index("blue")
+        ).float().mean() >= 0.75, name
+
+
+def test_scores_of_the_ground_truth_itself_are_perfect():
+    from fourdfy_cli.scene.scene import Frames
+
+    shot, subject = views(4), Subject("cat", "pink", "swaying")
+    picture = truth(subject, shot)
+    alpha = torch.from_numpy(picture.rgba[..., 3])
+    frames = Frames(torch.from_numpy(picture.over(0.6)), alpha, torch.from_numpy(picture.depth) * alpha)
+    measured = compare(frames, shot, subject)
+    assert measured["iou"].min() == 1 and measured["psnr"].min() > 60 and np.nanmax(measured["depth_error"]) < 1e-4
+    shifted = compare(frames, shot, Subject("car", "blue"))
+    assert shifted["iou"].max() < 0.9 and shifted["psnr"].mean() < 20
+
+
+def test_change_counts_the_step_from_the_last_frame_to_the_first():
+    clip = np.zeros((4, 2, 2, 3), np.float32)
+    clip[1] = 1
+    assert change(clip) == pytest.approx(0.5)
+
+
+def test_pictures_and_videos_of_the_world(tmp_path):
+    assert sheet("a red dog jumping", tmp_path / "gt.png", size=32).stat().st_size > 1000
+    assert video("a red dog jumping", tmp_path / "gt.mp4", size=32, periods=1).stat().st_size > 1000
+    assert sample("a red dog", "multiview", tmp_path / "s.png", steps=2).is_file()
