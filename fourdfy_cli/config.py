@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -75,14 +77,14 @@ class Background:
 
 @dataclass(frozen=True)
 class March:
-    """Ray marching: `samples` steps across the box's diagonal, occupancy grid of `cells`^3, pruning of faint samples."""
+    """Ray marching and pruning, by nerfacc's names: `samples` steps across the box's diagonal, occupancy grid of `resolution`^3 cells."""
 
     samples: int = 512
-    cells: int = 32
-    alpha: float = 0.01  # a sample fainter than this is dropped
-    transmittance: float = 1e-4  # and one behind this much
-    refresh: int = 16  # steps between occupancy updates
-    warmup: int = 256  # steps during which every cell is updated
+    resolution: int = 32
+    alpha_thre: float = 0.01  # a sample fainter than this is dropped
+    early_stop_eps: float = 1e-4  # and one behind less transmittance than this
+    update_every: int = 16  # steps between occupancy updates
+    warmup_steps: int = 256  # steps during which every cell is updated
 
 
 @dataclass(frozen=True)
@@ -95,36 +97,34 @@ class Cameras:
 
 
 @dataclass(frozen=True)
-class Shots:
-    """How a branch looks: `groups` of views (of 4 for the multi-view branch, else of 1) in pixels; coarse before progress `fine_from`."""
+class Branch:
+    """One branch of Algorithm 1 in one stage: how it renders the scene, and its guidance.
+
+    Renders `groups` of views (of 4 for the multi-view branch, else of 1) at `size`; `coarse` and `coarse_groups` before progress
+    `fine_from`. Guidance: standard classifier-free `scale`, loss `weight`, noise levels from `low` to `high`, Eq. 3, 4 or 6.
+    """
 
     size: tuple[int, int]
-    groups: int = 1
-    coarse: tuple[int, int] | None = None
-    coarse_groups: int = 1
-    fine_from: float = 0.0
-
-
-@dataclass(frozen=True)
-class Score:
-    """One branch's guidance: standard classifier-free scale, loss weight, noise range, gradient form."""
-
     scale: float
     weight: float
     low: Ramp
     high: Ramp
-    form: str = "sds"  # "sds" or "reconstruction"
+    model_size: tuple[int, int] = (256, 256)  # of the pictures that the diffusion model sees
+    groups: int = 1
+    coarse: tuple[int, int] | None = None
+    coarse_groups: int = 1
+    fine_from: float = 0.0
+    form: Literal["sds", "reconstruction"] = "sds"
     rescale: float = 0.5  # of the guided x0, reconstruction form only
-    size: tuple[int, int] = (256, 256)  # the diffusion model's own picture size
     negative: str = ""
-    motion: float = 1.0  # how much more than its mean over frames the video gradient's deviation from it counts
-    pixels: float = 0.0  # how much the distance between pictures counts beside that between latents (guidance/pull.py)
+    amplification: float = 1.0  # how much more than its mean over frames the video gradient's deviation from it counts
+    pixel_weight: float = 0.0  # of the distance between pictures, beside that between latents (guidance/base.py)
     view_words: tuple[float, float] | None = None  # front and back thresholds in degrees
 
 
 @dataclass(frozen=True)
-class Rates:
-    """Learning rates; 0 freezes."""
+class LearningRates:
+    """AdamW's, part by part; 0 freezes."""
 
     static: float
     dynamic: float
@@ -135,17 +135,20 @@ class Rates:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of Algorithm 1: which branch how often, and how fast what learns."""
+    """One stage of Algorithm 1: its branches and how often each is drawn, and how fast what learns."""
 
     steps: int
     p_3d: float
     p_image: float
-    rates: Rates
+    lr: LearningRates
+    multiview: Branch
+    image: Branch
+    video: Branch
     moving: bool = False  # static stages look at t = 0
     dynamic_always: bool = False  # train the dynamic grid on every branch, not on video steps alone
-    cooldown: Ramp = Ramp(1.0, 1.0)  # factor on all rates
-    reach: int = 0  # cells around the occupied ones that are looked at too, so that matter can move there
-    alpha: float | None = None  # pruning of faint samples in this stage; None: march.alpha
+    lr_decay: Ramp = Ramp(1.0, 1.0)  # factor on all learning rates
+    dilation: int = 0  # cells around the occupied ones that count as occupied too, so that matter can move there
+    alpha_thre: float | None = None  # pruning of faint samples in this stage; None: march.alpha_thre
     blob: Ramp = Ramp(0.5, 0.5)  # standard deviation of the density blob
     sparsity: Ramp = Ramp(0.0, 0.0)
     opaque: Ramp = Ramp(0.0, 0.0)
@@ -158,16 +161,8 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Branch:
-    """A branch of Algorithm 1: how it looks at the scene, and its guidance, in each stage."""
-
-    shots: tuple[Shots, Shots, Shots]
-    scores: tuple[Score, Score, Score]
-
-
-@dataclass(frozen=True)
 class Vsd:
-    """The low-rank twin of Eq. 4 and 5: of models.lora, or with `share_base` of the image model itself."""
+    """The LoRA network of Eq. 4 and 5: on models.lora, or with `share_base` on the image model itself."""
 
     rank: int = 4
     drop_camera: float = 0.1
@@ -194,9 +189,6 @@ class Recipe:
     name: str
     models: Models
     frames: int
-    multiview: Branch
-    image: Branch
-    video: Branch
     stage1: Stage
     stage2: Stage
     stage3: Stage
@@ -214,8 +206,8 @@ class Recipe:
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Plain nested builtins, for run.json and checkpoints."""
-    return dataclasses.asdict(recipe)
+    """Plain nested builtins, for run.json and checkpoints; pairs are lists."""
+    return json.loads(json.dumps(dataclasses.asdict(recipe)))
 
 
 def from_dict(values: dict[str, Any]) -> Recipe:
@@ -224,21 +216,18 @@ def from_dict(values: dict[str, Any]) -> Recipe:
 
 
 def override(recipe: Recipe, assignment: str) -> Recipe:
-    """A recipe with one value changed, e.g. "stage3.steps=500" or "multiview.scores.0.scale=5"; raises FourdfyError (exit 2)
+    """A recipe with one value changed, e.g. "stage3.steps=500" or "stage1.multiview.scale=5"; raises FourdfyError (exit 2)
     for an unknown key, naming the nearest right one, or a value of the wrong type."""
     key, equals, text = assignment.partition("=")
     if not equals:
         raise FourdfyError(f"--set wants key=value, not {assignment!r}", "--set stage3.steps=500", USAGE)
-    values = to_dict(recipe)
-    keys = leaves(values)
+    keys = leaves(values := to_dict(recipe))
     if key not in keys:
-        near = difflib.get_close_matches(key, keys, 1, cutoff=0.3)
+        near = difflib.get_close_matches(renamed(key), keys, 1, cutoff=0.3)
         raise FourdfyError(f"there is no setting {key!r}", f"--set {near[0]}={keys[near[0]]}" if near else "fourdfy generate --help", USAGE)
-    at: Any = values
     *path, last = [int(k) if k.isdigit() else k for k in key.split(".")]
+    at: Any = values
     for name in path:
-        if isinstance(at[name], tuple):
-            at[name] = list(at[name])
         at = at[name]
     at[last] = _read(text, keys[key], key)
     return from_dict(values)
@@ -252,10 +241,21 @@ def leaves(values: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for name, value in items for k, v in leaves(value, f"{prefix}.{name}".lstrip(".")).items()}
 
 
-def differences(before: Recipe, after: Recipe) -> list[str]:
-    """The dotted keys of `after` that `before` lacks or has another value under."""
-    old = leaves(to_dict(before))
-    return [key for key, value in leaves(to_dict(after)).items() if key not in old or old[key] != value]
+# What settings of 0.1.0 are called now; those of a branch stood under shots.N and scores.N, N = 0, 1, 2 for stage 1, 2, 3.
+RENAMED = {
+    "scores.size": "model_size", "scores.pixels": "pixel_weight", "scores.motion": "amplification", "march.cells": "resolution",
+    "march.alpha": "alpha_thre", "march.transmittance": "early_stop_eps", "march.refresh": "update_every", "march.warmup": "warmup_steps",
+    "stage.rates": "lr", "stage.cooldown": "lr_decay", "stage.reach": "dilation", "stage.alpha": "alpha_thre",
+}  # fmt: skip
+
+
+def renamed(key: str) -> str:
+    """The dotted key that a setting of 0.1.0 has now; any other key as it is."""
+    if not (found := re.fullmatch(r"(\w+)\.(?:(shots|scores)\.([0-2])\.)?(\w+)(.*)", key)):
+        return key
+    part, kind, number, name, rest = found.groups()
+    name = RENAMED.get(f"{kind or part.rstrip('123')}.{name}", name)
+    return f"stage{int(number) + 1}.{part}.{name}{rest}" if kind else f"{part}.{name}{rest}"
 
 
 def _read(text: str, old: Any, key: str) -> Any:

@@ -15,21 +15,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fourdfy_cli.config import Recipe, Shots, Stage
-from fourdfy_cli.guidance.pull import Guidance
+from fourdfy_cli.config import Branch, Recipe, Stage
+from fourdfy_cli.guidance.base import Guidance
 from fourdfy_cli.losses import opaqueness, smoothness, sparsity
 from fourdfy_cli.memory import DIRECT, Chunks
 from fourdfy_cli.scene.cameras import Shot, orbit_camera
 from fourdfy_cli.scene.deformation import Deformation
-from fourdfy_cli.scene.scene import Frames, Look, Scene, cast, refresh, trace
+from fourdfy_cli.scene.scene import Frames, RenderOptions, Scene, camera_rays, render_rays, update_occupancy
 
 BRANCHES = ("multiview", "image", "video")
-POINTS, APART = 4096, 1 / 64  # where the slope of a deformation is looked at, and over what part of the box and of the period
+POINTS, APART = 4096, 1 / 64  # at how many points a deformation's slope is measured, and over what part of the box and of the period
 
 
 @dataclass(frozen=True)
-class Moment:
-    """Where a run stands: all that decides a step's schedules and random numbers."""
+class StepContext:
+    """Recipe, seed, stage and step: all that decides a step's schedules and random numbers."""
 
     recipe: Recipe
     seed: int
@@ -39,6 +39,10 @@ class Moment:
     @property
     def settings(self) -> Stage:
         return self.recipe.stage(self.stage)
+
+    def branch(self, name: str) -> Branch:
+        """The settings of a branch in this stage."""
+        return getattr(self.settings, name)
 
     @property
     def progress(self) -> float:
@@ -71,10 +75,10 @@ def frame_times(frames: int, generator: torch.Generator) -> Float[Tensor, " F"]:
     return (torch.rand((), generator=generator) + torch.arange(frames)) / frames
 
 
-def draw_cameras(moment: Moment, groups: int, turns: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_cameras(context: StepContext, groups: int, turns: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Cameras [groups*turns 4 4] and fovy [groups*turns]: a group shares elevation, distance and fovy and looks from
     `turns` azimuths 360/turns degrees apart. A fair coin picks elevations uniform in angle or in area on the sphere."""
-    cameras = moment.recipe.cameras
+    cameras = context.recipe.cameras
     u = torch.rand(5, groups, generator=generator)
     low, high = (math.radians(a) for a in cameras.elevation)
     by_angle = low + (high - low) * u[0]
@@ -87,90 +91,89 @@ def draw_cameras(moment: Moment, groups: int, turns: int, generator: torch.Gener
     return orbit_camera(azimuth.reshape(-1), each[0], each[1]), each[2]
 
 
-def draw_shot(branch: str, moment: Moment) -> Shot:
-    """V views, each a camera at a moment: 4 cameras 90 degrees apart at one time (3D), single cameras at one time
+def draw_shot(branch: str, context: StepContext) -> Shot:
+    """V views, each a camera at a context: 4 cameras 90 degrees apart at one time (3D), single cameras at one time
     (image), or one camera at F consecutive times (video)."""
-    look: Shots = getattr(moment.recipe, branch).shots[moment.stage - 1]
-    coarse = look.coarse if moment.progress < look.fine_from else None
-    size, groups = (look.size, look.groups) if coarse is None else (coarse, look.coarse_groups)
-    generator = moment.generator("camera")
-    c2w, fovy = draw_cameras(moment, groups, 4 if branch == "multiview" else 1, generator)
-    times = frame_times(moment.recipe.frames, generator)
+    settings = context.branch(branch)
+    coarse = settings.coarse if context.progress < settings.fine_from else None
+    size, groups = (settings.size, settings.groups) if coarse is None else (coarse, settings.coarse_groups)
+    generator = context.generator("camera")
+    c2w, fovy = draw_cameras(context, groups, 4 if branch == "multiview" else 1, generator)
+    times = frame_times(context.recipe.frames, generator)
     if branch == "video":
         frames = len(times)
         return Shot(c2w.expand(frames, 4, 4), fovy.expand(frames), times, size)
     pick = int(torch.randint(len(times), (), generator=generator))
-    time = times[pick] if moment.settings.moving else torch.tensor(0.0)
+    time = times[pick] if context.settings.moving else torch.tensor(0.0)
     return Shot(c2w, fovy, time.expand(len(c2w)), size)
 
 
-def draw_backdrop(moment: Moment) -> Float[Tensor, 3] | None:
+def draw_backdrop(context: StepContext) -> Float[Tensor, 3] | None:
     """One plain colour for the whole shot with chance `random`, else None: the background network."""
-    background = moment.recipe.background
-    u = torch.rand(4, generator=moment.generator("background"))
+    background = context.recipe.background
+    u = torch.rand(4, generator=context.generator("background"))
     if u[0] >= background.random:
         return None
     colour = u[1:2].expand(3) if background.grey else u[1:]
     return background.low + (background.high - background.low) * colour
 
 
-def look_around(scene: Scene, moment: Moment) -> None:
+def maybe_update_occupancy(scene: Scene, context: StepContext) -> None:
     """The occupancy update, if one is due at this step: before `step`, and only once however often that is tried."""
-    if moment.step % moment.recipe.march.refresh == 0:
-        stage = moment.settings
-        time = torch.rand((), generator=moment.generator("refresh")) if stage.moving else torch.tensor(0.0)
-        refresh(scene, moment.step, stage.blob.at(moment.progress), time, moment.generator("cells"), stage.reach)
+    if context.step % context.recipe.march.update_every == 0:
+        stage = context.settings
+        time = torch.rand((), generator=context.generator("refresh")) if stage.moving else torch.tensor(0.0)
+        update_occupancy(scene, context.step, stage.blob.at(context.progress), time, context.generator("cells"), stage.dilation)
 
 
-def step(scene: Scene, guidances: Mapping[str, Guidance], moment: Moment, chunks: Chunks = DIRECT) -> Outcome:
+def step(scene: Scene, guidances: Mapping[str, Guidance], context: StepContext, chunks: Chunks = DIRECT) -> Outcome:
     """One step of Algorithm 1: leaves gradients in the scene (and in the LoRA on image steps); does not update.
 
     The gradient at the pictures does not depend on the graph behind them. So if the shot is more than one tile of rays, it is rendered
-    without a graph, judged, and rendered again tile by tile, each tile's share of the objective pulled back at once: the same gradient
-    in the memory of one tile.
+    without a graph, handed to the guidance, and rendered again tile by tile; each tile's share of the objective is back-propagated at
+    once. It is the same gradient in the memory of one tile.
     """
-    stage = moment.settings
-    branch = draw_branch(stage, moment.generator("branch"))
-    shot = draw_shot(branch, moment)
+    stage = context.settings
+    branch = draw_branch(stage, context.generator("branch"))
+    shot = draw_shot(branch, context)
     if chunks.park:
         make_room(guidances, branch, scene.blob_std.device)
     scene.field.dynamic.requires_grad_(stage.moving and (branch == "video" or stage.dynamic_always))
-    look = Look(stage.blob.at(moment.progress), draw_backdrop(moment), stage.alpha)
-    rays = cast(scene, shot, moment.generator("jitter"))
+    options = RenderOptions(stage.blob.at(context.progress), draw_backdrop(context), stage.alpha_thre)
+    rays = camera_rays(scene, shot, context.generator("jitter"))
     tile = chunks.rays or len(rays.time)
     tiles = rays.split(tile)
-    seen = [trace(scene, part, look, train=len(tiles) == 1) for part in tiles]
-    rgb = torch.cat([part.rgb.detach() for part in seen]).view(len(shot), *shot.size, 3)
-    score = getattr(moment.recipe, branch).scores[moment.stage - 1]
-    pull = guidances[branch](rgb, shot, score, moment.progress, moment.generator("noise"), chunks.frames)
-    outcome = Outcome(branch, {branch: pull.loss, **pull.logs})
-    for k, (part, grad) in enumerate(zip(tiles, pull.grad.view(-1, 3).split(tile), strict=True)):
-        frames = seen[k] if len(tiles) == 1 else trace(scene, part, look, train=True)
-        total = objective(frames, grad, moment, len(rays.time), outcome)
+    rendered = [render_rays(scene, part, options, train=len(tiles) == 1) for part in tiles]
+    rgb = torch.cat([part.rgb.detach() for part in rendered]).view(len(shot), *shot.size, 3)
+    output = guidances[branch](rgb, shot, context.branch(branch), context.progress, context.generator("noise"), chunks.frames)
+    outcome = Outcome(branch, {branch: output.loss, **output.logs})
+    for k, (part, grad) in enumerate(zip(tiles, output.grad.view(-1, 3).split(tile), strict=True)):
+        frames = rendered[k] if len(tiles) == 1 else render_rays(scene, part, options, train=True)
+        total = objective(frames, grad, context, len(rays.time), outcome)
         if total.requires_grad:  # nothing to learn from where no ray met matter
             total.backward()
-    smooth(scene, moment, outcome)
+    smooth(scene, context, outcome)
     return outcome
 
 
-def objective(frames: Frames, grad: Float[Tensor, "N 3"], moment: Moment, pixels: int, outcome: Outcome) -> Float[Tensor, ""]:
+def objective(frames: Frames, grad: Float[Tensor, "N 3"], context: StepContext, pixels: int, outcome: Outcome) -> Float[Tensor, ""]:
     """The share of N rays, of all `pixels` of a shot, in what is minimised: <rgb, d loss / d rgb> and the means of the
     regularisers, whose values are added to the outcome's."""
     total = (frames.rgb * grad).sum()
-    stage = moment.settings
+    stage = context.settings
     for name, term, weight in (("sparsity", sparsity, stage.sparsity), ("opaque", opaqueness, stage.opaque)):
-        if (factor := weight.at(moment.progress)) > 0:
+        if (factor := weight.at(context.progress)) > 0:
             value = term(frames.opacity).sum() / pixels
             total = total + factor * value
             outcome.losses[name] = outcome.losses.get(name, 0.0) + value.item()
     return total
 
 
-def smooth(scene: Scene, moment: Moment, outcome: Outcome) -> None:
-    """Pull a deformation's smoothness back, whose value is added to the outcome's; it wants no picture, so no tile has a share in it."""
-    motion, factor = scene.field.dynamic, moment.settings.smooth.at(moment.progress)
+def smooth(scene: Scene, context: StepContext, outcome: Outcome) -> None:
+    """Back-propagate the smoothness of a deformation, and add its value to the outcome's; it needs no picture."""
+    motion, factor = scene.field.dynamic, context.settings.smooth.at(context.progress)
     if factor > 0 and isinstance(motion, Deformation) and motion.grid.table.requires_grad:
-        x = torch.rand(POINTS, 4, generator=moment.generator("smooth")).to(scene.blob_std)
+        x = torch.rand(POINTS, 4, generator=context.generator("smooth")).to(scene.blob_std)
         value = smoothness(motion.displacement, x * (1 - APART), APART)
         (factor * value).backward()
         outcome.losses["smooth"] = value.item()

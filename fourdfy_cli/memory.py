@@ -1,7 +1,7 @@
 """How much of a step is kept in memory at once.
 
 Score distillation needs no graph from the loss through a diffusion model to the scene, so a step can be cut into tiles of rays and chunks
-of pictures without changing its gradient (hybrid.step, guidance/pull.py). `LADDER` lists the ways, from fastest to smallest.
+of pictures without changing its gradient (hybrid.step, guidance/base.py). `LADDER` lists the ways, from fastest to smallest.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ DIRECT = Chunks()
 LADDER = (DIRECT, Chunks(2**17, 4), Chunks(2**15, 1), Chunks(2**13, 1), Chunks(2**13, 1, park=True), Chunks(2**11, 1, park=True))
 
 
-# Numbers alive at the peak, counted on the meta device with the full-size networks (PeakMemory, attention that keeps no matrix): without a
-# graph per latent pixel of the UNets, with one per latent pixel of the twin and per pixel of the autoencoder. The width of a smaller
-# network is taken to be the square root of its share of the parameters.
-UNET, CLIP_UNET, TWIN, AUTOENCODER = 8_400, 10_600, 69_200, 3_000
+# Numbers alive at the peak, counted on the meta device with the full-size networks (PeakMemory, attention that keeps no matrix): without
+# a graph per latent pixel of the UNets, with one per latent pixel of the LoRA network and per pixel of the autoencoder. The width of a
+# smaller network is taken to be the square root of its share of the parameters.
+UNET, VIDEO_UNET, LORA_UNET, AUTOENCODER = 8_400, 10_600, 69_200, 3_000
 FULL = {"unet": 866e6, "video": 1411e6, "vae": 83.7e6}
 RAY = 90_000  # bytes with a graph, of a ray through a full box: 512 samples across its diagonal, 32 features
 SHRINK = 8  # pixels a side of a latent pixel
@@ -85,18 +85,18 @@ def estimate(recipe: Recipe, number: int, chunks: Chunks) -> int:
 def step_bytes(recipe: Recipe, number: int, branch: str, chunks: Chunks, counts: Mapping[str, int]) -> float:
     """Bytes of one step's own tensors: the networks without a graph, or the autoencoder or the renderer with one. In one piece the
     renderer's graph lives until the end."""
-    look, score = getattr(recipe, branch).shots[number - 1], getattr(recipe, branch).scores[number - 1]
-    views = {"multiview": 4 * look.groups, "image": 1, "video": recipe.frames}[branch]
+    settings = getattr(recipe.stage(number), branch)
+    views = {"multiview": 4 * settings.groups, "image": 1, "video": recipe.frames}[branch]
     width = math.sqrt(counts["unet"] / FULL["video" if branch == "video" else "unet"])
-    latents = 2 * views * math.prod(score.size) / SHRINK**2
-    unet = 2 * width * latents * (CLIP_UNET if branch == "video" else UNET)
-    twin = 2 * width * latents / 2 * TWIN if branch == "image" else 0
-    vae = 2 * math.sqrt(counts["vae"] / FULL["vae"]) * AUTOENCODER * math.prod(score.size) * min(chunks.frames or views, views)
-    rays = views * math.prod(look.size)
+    latents = 2 * views * math.prod(settings.model_size) / SHRINK**2
+    unet = 2 * width * latents * (VIDEO_UNET if branch == "video" else UNET)
+    lora = 2 * width * latents / 2 * LORA_UNET if branch == "image" else 0
+    vae = 2 * math.sqrt(counts["vae"] / FULL["vae"]) * AUTOENCODER * math.prod(settings.model_size) * min(chunks.frames or views, views)
+    rays = views * math.prod(settings.size)
     ray = RAY * recipe.march.samples / 512 * channels(recipe.field.static) / 32
     if chunks.rays is None or chunks.rays >= rays:
-        return ray * rays + max(unet, twin, vae)
-    return max(ray * chunks.rays, unet, twin, vae)
+        return ray * rays + max(unet, lora, vae)
+    return max(ray * chunks.rays, unet, lora, vae)
 
 
 def channels(grid: Grid) -> int:

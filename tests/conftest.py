@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from reference_guidance import save_models
+from samples import tiny_recipe
 
-from fourdfy_cli.config import Field, Grid, March, Recipe, Shots
+from fourdfy_cli.config import Recipe
 from fourdfy_cli.diffusion.models import ModelSpec
-from fourdfy_cli.presets import preset
 
 torch.set_num_threads(2)
 
@@ -24,26 +24,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="full size: run with -m slow"))
-
-
-def tiny_recipe() -> Recipe:
-    nano = preset("nano")
-    small = Shots((8, 8))
-    branches = {name: dataclasses.replace(getattr(nano, name), shots=(small,) * 3) for name in ("multiview", "image", "video")}
-    stages = {
-        "stage1": dataclasses.replace(nano.stage1, steps=2),
-        "stage2": dataclasses.replace(nano.stage2, steps=4),
-        "stage3": dataclasses.replace(nano.stage3, steps=5, p_3d=0.4, p_image=0.4),
-    }
-    return dataclasses.replace(
-        nano,
-        **branches,
-        **stages,
-        name="tiny",
-        field=Field(Grid(2, 2, 8, 4, 2.0), Grid(2, 2, 8, 3, 2.0), hidden=8),
-        march=March(samples=24, cells=8, refresh=2, warmup=4),
-        preview_every=100,
-    )
 
 
 @pytest.fixture(scope="session")

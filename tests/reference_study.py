@@ -31,13 +31,11 @@ def films(root: Path, **sources: str) -> None:
             film(root / name / f"{prompt.replace(' ', '_')}.mp4", picture, 6, 64, 15, "-vf", f"hue=h={40 * k}")
 
 
-def key_file(
-    path: Path, baselines: dict[str, list[str]], questions: tuple[str, ...] = questions.USUAL, tie: bool = False
-) -> dict[str, Any]:
+def key_file(path: Path, baselines: dict[str, list[str]], asked: tuple[str, ...] = questions.USUAL, tie: bool = False) -> dict[str, Any]:
     """A key as `study build` writes it, without videos: prompts by baseline; ours is the second video of every other pair."""
     named = [(baseline, prompt) for baseline, prompts in baselines.items() for prompt in prompts]
     pairs = [{"id": f"p{k:03}", "prompt": prompt, "baseline": name, "ours": k % 2} for k, (name, prompt) in enumerate(named)]
-    head = {"format": questions.KEY, "version": 1, "study": "cafe", "seed": 4, "checks": 2, "tie": tie, "questions": list(questions)}
+    head = {"format": questions.KEY, "version": 1, "study": "cafe", "seed": 4, "checks": 2, "tie": tie, "questions": list(asked)}
     path.write_text(json.dumps(head | {"pairs": pairs}))
     return head | {"pairs": pairs}
 

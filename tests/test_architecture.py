@@ -121,9 +121,7 @@ def test_scene_and_diffusion_do_not_know_each_other():
             assert not {"diffusion", "guidance", "nano"} & {part(m) for m in ours(tree)}
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in TREES if part(n) in ("cli", "console", "config", "presets", "errors", "__main__", "__init__")]
-)
+@pytest.mark.parametrize("name", [n for n in TREES if part(n) in ("cli", "console", "config", "presets", "errors", "__main__", "__init__")])
 def test_command_line_starts_light(name: str):
     """Nothing heavy at module level, directly or through a module of ours."""
     assert not module_level(TREES[name]) & HEAVY
@@ -193,7 +191,9 @@ def test_files_and_functions_are_short(name: str):
         count = len(a.posonlyargs + a.args + a.kwonlyargs) - (bool(a.args) and a.args[0].arg in ("self", "cls"))
         if not any("jit" in ast.unparse(d) for d in function.decorator_list):  # compiled kernels take arrays, not objects
             assert lines(function) <= 60, f"{name}: {function.name} has {lines(function)} lines"
-            assert count <= (8 if (name, function.name) == ("run/train.py", "run") else 7), f"{name}: {function.name} takes {count} arguments"
+            assert count <= (8 if (name, function.name) == ("run/train.py", "run") else 7), (
+                f"{name}: {function.name} takes {count} arguments"
+            )
 
 
 def test_functions_are_short_in_the_middle():

@@ -124,3 +124,26 @@ def test_unknown_preset():
     with pytest.raises(FourdfyError) as caught:
         presets.preset("papre")
     assert caught.value.code == USAGE and "nano" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "old, now",
+    [
+        ("video.scores" + ".2.scale", "stage3.video.scale"),
+        ("multiview.scores" + ".0.low.start", "stage1.multiview.low.start"),
+        ("image.shots" + ".1.size.0", "stage2.image.size.0"),
+        ("image.scores" + ".1.size.1", "stage2.image.model_size.1"),
+        ("stage2.rates.lora", "stage2.lr.lora"),
+        ("march.cells", "march.resolution"),
+    ],
+)
+def test_a_setting_of_0_1_0_is_told_by_its_name_of_today(old: str, now: str):
+    with pytest.raises(FourdfyError) as caught:
+        config.override(NANO, f"{old}=1")
+    assert caught.value.code == USAGE and f"--set {now}={LEAVES[now]}" == caught.value.hint
+
+
+def test_a_form_of_guidance_that_does_not_exist():
+    with pytest.raises(FourdfyError, match="one of sds, reconstruction") as caught:
+        config.override(NANO, "stage1.multiview.form=sjc")
+    assert caught.value.code == USAGE

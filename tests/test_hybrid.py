@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from fourdfy_cli import hybrid
-from fourdfy_cli.config import Rates, constant
+from fourdfy_cli.config import LearningRates, constant
 from fourdfy_cli.diffusion.noise import Schedule
-from fourdfy_cli.evaluate.truth import compare, look, views
+from fourdfy_cli.evaluate.truth import compare, render_views, views
 from fourdfy_cli.guidance import sds
-from fourdfy_cli.guidance.pull import Pull
-from fourdfy_cli.hybrid import Moment, draw_branch, draw_cameras, draw_shot, frame_times
+from fourdfy_cli.guidance.base import GuidanceOutput
+from fourdfy_cli.hybrid import StepContext, draw_branch, draw_cameras, draw_shot, frame_times
 from fourdfy_cli.nano.prompts import Subject
 from fourdfy_cli.nano.show import truth
 from fourdfy_cli.presets import preset
@@ -40,7 +40,7 @@ def test_frame_times_are_consecutive_and_start_in_the_first_interval():
 
 def test_cameras_of_a_group_stand_ninety_degrees_apart_and_share_the_rest(tiny):
     recipe = dataclasses.replace(tiny, cameras=dataclasses.replace(tiny.cameras, fovy=(15.0, 60.0)))
-    c2w, fovy = draw_cameras(Moment(recipe, 0, 1, 0), 3, 4, torch.Generator().manual_seed(3))
+    c2w, fovy = draw_cameras(StepContext(recipe, 0, 1, 0), 3, 4, torch.Generator().manual_seed(3))
     position = c2w[:, :3, 3].unflatten(0, (3, 4))
     azimuth = torch.atan2(position[..., 1], position[..., 0])
     turn = torch.rad2deg(azimuth.diff(dim=1)) % 360
@@ -54,7 +54,7 @@ def test_cameras_of_a_group_stand_ninety_degrees_apart_and_share_the_rest(tiny):
 
 def test_elevation_is_uniform_in_angle_or_in_area(tiny):
     """The mean of sin(elevation) lies between that of the two laws, halfway."""
-    draws = [draw_cameras(Moment(tiny, 0, 1, 0), 1, 1, torch.Generator().manual_seed(k))[0] for k in range(3000)]
+    draws = [draw_cameras(StepContext(tiny, 0, 1, 0), 1, 1, torch.Generator().manual_seed(k))[0] for k in range(3000)]
     sine = torch.stack([c[0, 2, 3] / c[0, :3, 3].norm() for c in draws])
     top = math.radians(30)
     by_angle, by_area = (1 - math.cos(top)) / top, math.sin(top) / 2
@@ -63,19 +63,19 @@ def test_elevation_is_uniform_in_angle_or_in_area(tiny):
 
 @pytest.mark.parametrize("stage, branch, count", [(1, "multiview", 4), (2, "image", 1), (3, "video", 8)])
 def test_shots(tiny, stage, branch, count):
-    shot = draw_shot(branch, Moment(tiny, 5, stage, 1))
+    shot = draw_shot(branch, StepContext(tiny, 5, stage, 1))
     assert len(shot) == count and shot.size == (8, 8)
     if branch == "video":
         assert torch.equal(shot.c2w, shot.c2w[:1].expand(8, 4, 4)) and len(shot.time.unique()) == 8
     else:
         assert (shot.time == 0).all()
-    moving = draw_shot("multiview", Moment(tiny, 5, 3, 1))
+    moving = draw_shot("multiview", StepContext(tiny, 5, 3, 1))
     assert len(moving.time.unique()) == 1 and moving.time[0] > 0
 
 
 def test_random_numbers_depend_on_seed_stage_step_and_stream_alone(tiny):
     def draw(*key, stream="noise"):
-        return torch.rand(3, generator=Moment(tiny, *key).generator(stream))
+        return torch.rand(3, generator=StepContext(tiny, *key).generator(stream))
 
     assert torch.equal(draw(0, 1, 7), draw(0, 1, 7))
     others = [draw(1, 1, 7), draw(0, 2, 7), draw(0, 1, 8), draw(0, 1, 7, stream="camera")]
@@ -83,10 +83,10 @@ def test_random_numbers_depend_on_seed_stage_step_and_stream_alone(tiny):
 
 
 def test_backdrop_is_one_plain_grey_in_range(tiny):
-    colours = torch.stack([hybrid.draw_backdrop(Moment(tiny, 0, 1, k)) for k in range(200)])
+    colours = torch.stack([hybrid.draw_backdrop(StepContext(tiny, 0, 1, k)) for k in range(200)])
     assert (colours == colours[:, :1]).all() and colours.min() >= 0.45 and colours.max() <= 0.75
     network = dataclasses.replace(tiny, background=dataclasses.replace(tiny.background, random=0.0))
-    assert hybrid.draw_backdrop(Moment(network, 0, 1, 0)) is None
+    assert hybrid.draw_backdrop(StepContext(network, 0, 1, 0)) is None
 
 
 class Here:
@@ -100,7 +100,7 @@ class Probe(Here):
     """A guidance whose loss is known: half the squared distance to a plain colour."""
 
     def __call__(self, rgb, shot, score, progress, generator, chunk=None):
-        return Pull(rgb - 0.3, 0.5 * (rgb - 0.3).square().sum().item())
+        return GuidanceOutput(rgb - 0.3, 0.5 * (rgb - 0.3).square().sum().item())
 
 
 @pytest.mark.parametrize("always", [False, True], ids=["dynamic on video steps", "dynamic always"])
@@ -109,15 +109,17 @@ def test_a_step_leaves_the_gradient_of_the_whole_loss(tiny, branch, coins, alway
     chances = {"p_3d": coins[0], "p_image": coins[1], "dynamic_always": always}
     stage = dataclasses.replace(tiny.stage3, **chances, sparsity=constant(0.7), opaque=constant(0.4))
     recipe = dataclasses.replace(tiny, stage3=stage)
-    moment, scene, twin = Moment(recipe, 0, 3, 0), scene_of(recipe), scene_of(recipe)
-    hybrid.look_around(scene, moment)
+    moment, scene, twin = StepContext(recipe, 0, 3, 0), scene_of(recipe), scene_of(recipe)
+    hybrid.maybe_update_occupancy(scene, moment)
     outcome = hybrid.step(scene, {branch: Probe()}, moment)
     assert outcome.branch == branch
     twin.load_state_dict(scene.state_dict())
     learns = always or branch == "video"
     twin.field.dynamic.requires_grad_(learns)
     shot = draw_shot(branch, moment)
-    frames = render(twin, shot, stage.blob.at(0), hybrid.draw_backdrop(moment), moment.generator("jitter"), train=True, alpha=stage.alpha)
+    frames = render(
+        twin, shot, stage.blob.at(0), hybrid.draw_backdrop(moment), moment.generator("jitter"), train=True, alpha_thre=stage.alpha_thre
+    )
     p = frames.opacity.clamp(1e-3, 1 - 1e-3)
     whole = 0.5 * (frames.rgb - 0.3).square().sum()
     whole = whole + 0.7 * (frames.opacity**2 + 0.01).sqrt().mean() + 0.4 * F.binary_cross_entropy(p, p.detach() * 0 + p)
@@ -137,10 +139,10 @@ def test_a_deformation_is_smoothed_where_it_learns(tiny, branch, always, learns)
         chances = {"p_3d": float(branch == "multiview"), "p_image": 0.0, "dynamic_always": always}
         stage = dataclasses.replace(tiny.stage3, **chances, smooth=constant(weight))
         recipe = dataclasses.replace(tiny, stage3=stage, field=dataclasses.replace(tiny.field, kind="deformation"))
-        moment, scene = Moment(recipe, 0, 3, 0), scene_of(recipe)
+        moment, scene = StepContext(recipe, 0, 3, 0), scene_of(recipe)
         last = scene.field.dynamic.net[-1].weight
         torch.nn.init.normal_(last, generator=torch.Generator().manual_seed(1))
-        hybrid.look_around(scene, moment)
+        hybrid.maybe_update_occupancy(scene, moment)
         outcome = hybrid.step(scene, {branch: Probe()}, moment)
         return last.grad, outcome.losses, scene
 
@@ -151,7 +153,7 @@ def test_a_deformation_is_smoothed_where_it_learns(tiny, branch, always, learns)
         assert with_it is without is None
         return
     motion, apart = scene.field.dynamic, hybrid.APART
-    x = torch.rand(hybrid.POINTS, 4, generator=Moment(tiny, 0, 3, 0).generator("smooth")) * (1 - apart)
+    x = torch.rand(hybrid.POINTS, 4, generator=StepContext(tiny, 0, 3, 0).generator("smooth")) * (1 - apart)
     slopes = [(motion.displacement(x + apart * step) - motion.displacement(x)) / apart for step in torch.eye(4)]
     value = sum(slope.square().sum(1).mean() for slope in slopes)
     (own,) = torch.autograd.grad(3e3 * value, motion.net[-1].weight)
@@ -177,26 +179,26 @@ class Exact(Here):
         eps = (x.z_t - abar.sqrt() * picture) / (1 - abar).sqrt()
         v = abar.sqrt() * eps - (1 - abar).sqrt() * picture
         gradient = sds.reconstruction_gradient(x, v, v, score.scale, 0.5, len(rgb) // 4)
-        return Pull(100 * gradient, sds.loss_of(gradient, len(gradient)))
+        return GuidanceOutput(100 * gradient, sds.loss_of(gradient, len(gradient)))
 
 
 def test_sds_with_the_exact_denoiser_of_a_dog_recovers_the_dog():
     nano = preset("nano")
-    stage = dataclasses.replace(nano.stage1, steps=90, rates=Rates(2e-2, 0.0, 5e-3, 0.0, 0.0))
+    stage = dataclasses.replace(nano.stage1, steps=90, lr=LearningRates(2e-2, 0.0, 5e-3, 0.0, 0.0))
     recipe = dataclasses.replace(nano, stage1=stage)
     scene, subject, grey = scene_of(recipe), Subject("dog", "red"), [0.6]
     guidance = {"multiview": Exact(subject, grey)}
     optimizer = torch.optim.AdamW(parameter_groups(scene, stage, []), betas=(0.9, 0.99), eps=1e-15, weight_decay=0)
     for k in range(stage.steps):
-        moment = Moment(recipe, 0, 1, k)
+        moment = StepContext(recipe, 0, 1, k)
         grey[0] = float(hybrid.draw_backdrop(moment)[0])
-        hybrid.look_around(scene, moment)
+        hybrid.maybe_update_occupancy(scene, moment)
         hybrid.step(scene, guidance, moment)
         for group in optimizer.param_groups:
-            group["lr"] = group["base"] * stage.cooldown.at(moment.progress)
+            group["lr"] = group["base"] * stage.lr_decay.at(moment.progress)
         optimizer.step()
         optimizer.zero_grad()
     scene.blob_std.fill_(0.5)
     shot = views(1)
-    measured = compare(look(scene, shot), shot, subject)
+    measured = compare(render_views(scene, shot), shot, subject)
     assert measured["iou"].mean() > 0.9 and measured["psnr"].mean() > 24, measured

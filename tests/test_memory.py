@@ -6,12 +6,12 @@ import dataclasses
 import pytest
 import torch
 
-from fourdfy_cli import hybrid, kernels
-from fourdfy_cli.config import Shots, constant
+from fourdfy_cli import hybrid, kernels, presets
+from fourdfy_cli.config import constant
 from fourdfy_cli.diffusion import lora
 from fourdfy_cli.diffusion.models import NANO
 from fourdfy_cli.guidance.build import build
-from fourdfy_cli.hybrid import Moment
+from fourdfy_cli.hybrid import StepContext
 from fourdfy_cli.memory import LADDER, Chunks, PeakMemory
 from fourdfy_cli.scene.scene import Scene
 
@@ -26,8 +26,8 @@ def ready(tiny, branch: str, dtype: torch.dtype, backend: kernels.Backend = kern
     scene = Scene(recipe.field, recipe.background, recipe.march, 0, backend)
     scene.to(dtype)
     guidances = build(recipe, "a red dog jumping", NANO, "cpu", dtype, [branch])
-    moment = Moment(recipe, 0, 3, 0)
-    hybrid.look_around(scene, moment)
+    moment = StepContext(recipe, 0, 3, 0)
+    hybrid.maybe_update_occupancy(scene, moment)
     return scene, guidances, moment
 
 
@@ -89,8 +89,8 @@ def test_peak_memory_follows_what_lives():
 
 def test_a_video_step_in_pieces_needs_a_sixth_of_the_memory(tiny):
     """16 frames, a third of the paper's pixels a side; measured by every storage that lives during the step."""
-    video = dataclasses.replace(tiny.video, shots=(Shots((56, 96)),) * 3)
-    recipe = dataclasses.replace(tiny, frames=16, video=video, march=dataclasses.replace(tiny.march, samples=96))
+    recipe = presets.each_branch(tiny, lambda branch: dataclasses.replace(branch, size=(56, 96)))
+    recipe = dataclasses.replace(recipe, frames=16, march=dataclasses.replace(tiny.march, samples=96))
     setting = ready(recipe, "video", torch.float32, kernels.choose("numba", "cpu"))
     peaks = []
     for chunks in (Chunks(), Chunks(3240, 1)):

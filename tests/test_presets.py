@@ -9,7 +9,7 @@ import pytest
 
 from fourdfy_cli import config, presets
 from fourdfy_cli.config import Recipe
-from fourdfy_cli.hybrid import Moment, draw_branch, draw_shot
+from fourdfy_cli.hybrid import StepContext, draw_branch, draw_shot
 from fourdfy_cli.scene.scene import Scene
 
 PAPER, OFFICIAL, FAST = presets.paper(), presets.official(), presets.fast()
@@ -22,13 +22,13 @@ def leaves(recipe: Recipe) -> dict:
 
 def noise(recipe: Recipe, branch: str, stage: int, step: int) -> tuple[int, int]:
     """Lowest and highest noise level of 1000 at a step."""
-    score, progress = getattr(recipe, branch).scores[stage - 1], step / recipe.stage(stage).steps
-    return int(1000 * score.low.at(progress) + 1e-9), int(1000 * score.high.at(progress) + 1e-9)
+    settings, progress = getattr(recipe.stage(stage), branch), step / recipe.stage(stage).steps
+    return int(1000 * settings.low.at(progress) + 1e-9), int(1000 * settings.high.at(progress) + 1e-9)
 
 
 def look(recipe: Recipe, branch: str, stage: int, step: int) -> tuple[int, int, int]:
     """Views, height and width of a shot."""
-    shot = draw_shot(branch, Moment(recipe, 0, stage, step))
+    shot = draw_shot(branch, StepContext(recipe, 0, stage, step))
     return len(shot), *shot.size
 
 
@@ -43,7 +43,7 @@ def test_steps():
 )
 @PUBLISHED
 def test_shares_of_the_branches(recipe: Recipe, stage: int, shares: dict[str, float]):
-    drawn = Counter(draw_branch(recipe.stage(stage), Moment(recipe, 0, stage, step).generator("branch")) for step in range(2000))
+    drawn = Counter(draw_branch(recipe.stage(stage), StepContext(recipe, 0, stage, step).generator("branch")) for step in range(2000))
     assert set(drawn) == set(shares)
     assert all(abs(drawn[branch] / 2000 - share) < 0.04 for branch, share in shares.items())
 
@@ -61,13 +61,13 @@ def test_noise_levels(recipe: Recipe):
 
 @PUBLISHED
 def test_guidance(recipe: Recipe):
-    multiview, image, video = (getattr(recipe, branch).scores[2] for branch in ("multiview", "image", "video"))
-    assert (multiview.scale, multiview.weight, multiview.size, multiview.view_words) == (50, 1, (256, 256), None)
+    multiview, image, video = (getattr(recipe.stage3, branch) for branch in ("multiview", "image", "video"))
+    assert (multiview.scale, multiview.weight, multiview.model_size, multiview.view_words) == (50, 1, (256, 256), None)
     assert (multiview.form, multiview.rescale) == ("reconstruction", 0.5)
     assert len(multiview.negative.split(", ")) == 19 and multiview.negative.startswith("ugly, ")
-    assert (image.scale, image.weight, image.size, image.view_words, image.negative) == (7.5, 1, (512, 512), (30, 30), "")
-    assert (video.scale, video.weight, video.size, video.view_words, video.negative) == (101, 0.1, (320, 576), (45, 45), "")
-    assert (video.form, video.motion, recipe.frames) == ("sds", 1, 16)
+    assert (image.scale, image.weight, image.model_size, image.view_words, image.negative) == (7.5, 1, (512, 512), (30, 30), "")
+    assert (video.scale, video.weight, video.model_size, video.view_words, video.negative) == (101, 0.1, (320, 576), (45, 45), "")
+    assert (video.form, video.amplification, recipe.frames) == ("sds", 1, 16)
     assert (recipe.vsd.rank, recipe.vsd.drop_camera, recipe.vsd.share_base) == (4, 0.1, False)
 
 
@@ -88,7 +88,7 @@ def opaque(recipe: Recipe, stage: int, step: int) -> float:
 def test_regularisers_and_blob(recipe: Recipe):
     for number in (1, 2, 3):
         stage = recipe.stage(number)
-        assert [stage.sparsity.at(p) for p in (0, 0.5, 1)] == [10, 10, 10] and [stage.cooldown.at(p) for p in (0, 0.5, 1)] == [1, 1, 1]
+        assert [stage.sparsity.at(p) for p in (0, 0.5, 1)] == [10, 10, 10] and [stage.lr_decay.at(p) for p in (0, 0.5, 1)] == [1, 1, 1]
     assert (opaque(recipe, 1, 9_999), opaque(recipe, 3, 10_000), opaque(recipe, 3, 10_001)) == (0, 0, 1000)
     assert [opaque(recipe, 2, step) for step in (0, 9_999)] == [0, 0]
     blob = recipe.stage3.blob
@@ -102,7 +102,7 @@ def test_opacity_is_pressed_late_in_the_official_stage_2():
 
 @PUBLISHED
 def test_learning(recipe: Recipe):
-    rates = {n: recipe.stage(n).rates for n in (1, 2, 3)}
+    rates = {n: recipe.stage(n).lr for n in (1, 2, 3)}
     assert [rates[n].static for n in (1, 2, 3)] == [1e-2, 1e-2, 1e-4] and [rates[n].dynamic for n in (1, 2, 3)] == [0, 0, 1e-2]
     assert {rates[n].nets for n in (1, 2, 3)} == {rates[n].background for n in (1, 2, 3)} == {1e-3}
     assert [rates[n].lora for n in (1, 2, 3)] == [0, 1e-4, 1e-4] and recipe.weight_decay == 0.01
@@ -115,9 +115,7 @@ def test_size_of_the_field():
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in scene.field.named_children()}
     assert counts == {"static": 12_599_920, "dynamic": 15_474_688, "density_net": 2_112, "colour_net": 2_240}
     assert scene.step_length == pytest.approx(0.006765625, rel=1e-4)
-    assert (PAPER.march.cells, PAPER.march.alpha, PAPER.march.transmittance, PAPER.march.refresh, PAPER.march.warmup) == (
-        32, 0.01, 1e-4, 16, 256,
-    )  # fmt: skip
+    assert PAPER.march == config.March(512, resolution=32, alpha_thre=0.01, early_stop_eps=1e-4, update_every=16, warmup_steps=256)
     assert PAPER.cameras == config.Cameras((2.5, 3.0), (15.0, 60.0), (0.0, 30.0))
     assert (PAPER.background.random, PAPER.background.low, PAPER.background.high, PAPER.background.grey) == (0.5, 0, 1, False)
 
@@ -136,8 +134,9 @@ def test_tiny_is_the_same_run_in_small(name: str):
         for stage in (1, 2, 3):
             large, small = (look(r, branch, stage, 0) for r in (recipe, tiny))
             assert small == (large[0], large[1] // 4, large[2] // 4)
-            assert min(getattr(tiny, branch).scores[stage - 1].size) >= 64
-    assert [tiny.stage(n) for n in (1, 2, 3)] == [recipe.stage(n) for n in (1, 2, 3)]
+            assert min(getattr(tiny.stage(stage), branch).model_size) >= 64
+    assert [tiny.stage(n).steps for n in (1, 2, 3)] == [recipe.stage(n).steps for n in (1, 2, 3)]
+    assert all(tiny.stage(n).image.high == recipe.stage(n).image.high for n in (1, 2, 3))
     assert sum(p.numel() for p in Scene(tiny.field, tiny.background, tiny.march, 0).parameters()) < 100_000
 
 

@@ -20,11 +20,11 @@ from torch import Tensor
 from fourdfy_cli import hybrid, kernels
 from fourdfy_cli.config import Grid, Recipe
 from fourdfy_cli.errors import FourdfyError
-from fourdfy_cli.hybrid import Moment, draw_shot
+from fourdfy_cli.hybrid import StepContext, draw_shot
 from fourdfy_cli.presets import preset
 from fourdfy_cli.scene import volume
 from fourdfy_cli.scene.hashgrid import Encoding, HashGrid, Level, corner_bits, corner_rows, corner_weights, locate, points_gradient
-from fourdfy_cli.scene.scene import Look, Scene, cast, refresh, render, trace
+from fourdfy_cli.scene.scene import RenderOptions, Scene, camera_rays, render, render_rays, update_occupancy
 
 POINTS = 2**17
 
@@ -87,9 +87,9 @@ def encoding(backend: kernels.Backend, dims: int, grid: Grid, points: int, devic
     generator = torch.Generator().manual_seed(0)
     module = HashGrid(dims, grid, 1e-4, generator, backend.encoding).to(device)
     x, grad = (torch.rand(points, n, generator=generator).to(device) for n in (dims, grid.levels * grid.features))
-    look = (lambda: gather(x, module.table, module.levels)) if backend is EAGER else lambda: module(x)
+    lookup = (lambda: gather(x, module.table, module.levels)) if backend is EAGER else lambda: module(x)
     forward = seconds(lambda: backend.encoding.lookup(x, module.table.detach(), module.levels), device, repeats)
-    both = seconds(lambda: torch.autograd.grad(look(), module.table, grad), device, repeats)
+    both = seconds(lambda: torch.autograd.grad(lookup(), module.table, grad), device, repeats)
     about = {"op": "hash encoding", "dims": dims, "log2_table": grid.log2_table, "levels": grid.levels, "points": points}
     return about | {"backend": backend.name, "mpts_fwd": points / forward / 1e6, "mpts_fwd_bwd": points / both / 1e6}
 
@@ -99,19 +99,19 @@ def rendering(backend: kernels.Backend, device: str, repeats: int) -> dict[str, 
     graph and back; and a step of Algorithm 1 around it, regularisers and optimiser included, without its guidance."""
     recipe = preset("nano")
     scene = ball(recipe, backend, device)
-    moment = Moment(recipe, 0, 2, 0)
-    shot = draw_shot("multiview", moment)
-    rays, look = cast(scene, shot), Look(0.5, torch.full((3,), 0.5, device=device))
+    context = StepContext(recipe, 0, 2, 0)
+    shot = draw_shot("multiview", context)
+    rays, options = camera_rays(scene, shot), RenderOptions(0.5, torch.full((3,), 0.5, device=device))
     samples = len(backend.volume.march(*rays[:2], scene.occupancy.binary, scene.step_length, None, scene.occupancy.bounds()).ray)
     optimizer = torch.optim.AdamW(scene.parameters(), lr=0.0, eps=1e-15, fused=True)
 
     def step() -> None:
-        frames = trace(scene, rays, look, train=True)
-        hybrid.objective(frames, torch.ones_like(frames.rgb), moment, len(rays.time), hybrid.Outcome("multiview")).backward()
+        frames = render_rays(scene, rays, options, train=True)
+        hybrid.objective(frames, torch.ones_like(frames.rgb), context, len(rays.time), hybrid.Outcome("multiview")).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    forward = seconds(lambda: render(scene, shot, *look[:2]), device, repeats)
+    forward = seconds(lambda: render(scene, shot, *options[:2]), device, repeats)
     both = seconds(step, device, repeats)
     about = {"op": "render", "dims": 4, "log2_table": recipe.field.dynamic.log2_table, "levels": recipe.field.dynamic.levels}
     figures = {"mpts_fwd": samples / forward / 1e6, "mpts_fwd_bwd": samples / both / 1e6, "frames_per_second": len(shot) / forward}
@@ -122,7 +122,7 @@ def ball(recipe: Recipe, backend: kernels.Backend, device: str) -> Scene:
     """The density blob that every run starts from, with its occupancy."""
     scene = Scene(recipe.field, recipe.background, recipe.march, 0, backend).to(device)
     for step in range(2):
-        refresh(scene, step, 0.5, 0.0, torch.Generator().manual_seed(step))
+        update_occupancy(scene, step, 0.5, 0.0, torch.Generator().manual_seed(step))
     return scene
 
 

@@ -16,16 +16,16 @@ from typing import Any
 import torch
 
 from fourdfy_cli import hybrid, kernels, memory
-from fourdfy_cli.config import Recipe, Shots, constant
+from fourdfy_cli.config import Branch, Recipe, constant
 from fourdfy_cli.diffusion.models import Diffusion
-from fourdfy_cli.guidance.pull import Guidance
-from fourdfy_cli.hybrid import Moment
+from fourdfy_cli.guidance.base import Guidance
+from fourdfy_cli.hybrid import StepContext
 from fourdfy_cli.memory import LADDER, Chunks, Machine, PeakMemory
 from fourdfy_cli.run.plan import projected
 from fourdfy_cli.run.train import load_guidances, make_optimizer
 from fourdfy_cli.scene.scene import Scene
 
-LONG = 10**6  # steps of a bench's stage, so that a few of them all look alike
+LONG = 10**6  # steps of a bench's stage, so that schedules stand still over a few of them
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Stand:
-    """One stage on the test stand: networks, scene and optimiser, ready to step."""
+class StageSetup:
+    """One stage: networks, scene and optimiser, ready to step."""
 
     recipe: Recipe
     stage: int
@@ -60,8 +60,8 @@ class Stand:
     optimizer: torch.optim.Optimizer
     device: torch.device
 
-    def moment(self, branch: str, step: int, close: bool = False) -> Moment:
-        """A moment at which Algorithm 1's coins can only draw this branch; with `close`, at the camera that sees the ball the largest."""
+    def context(self, branch: str, step: int, close: bool = False) -> StepContext:
+        """A context at which Algorithm 1's coins can only draw this branch; with `close`, at the camera that sees the ball the largest."""
         stage = self.recipe.stage(self.stage)
         blob = constant(stage.blob.at(0))
         sure = replace(stage, steps=LONG, p_3d=float(branch == "multiview"), p_image=float(branch == "image"), blob=blob)
@@ -69,13 +69,13 @@ class Stand:
         if close:
             near, narrow = recipe.cameras.distance[0], recipe.cameras.fovy[0]
             recipe = replace(recipe, cameras=replace(recipe.cameras, distance=(near, near), fovy=(narrow, narrow)))
-        return Moment(recipe, 0, self.stage, step)
+        return StepContext(recipe, 0, self.stage, step)
 
-    def step(self, moment: Moment, chunks: Chunks) -> float:
+    def step(self, context: StepContext, chunks: Chunks) -> float:
         """A step as a run takes it; its seconds, once the device is done."""
         began = time.perf_counter()
-        hybrid.look_around(self.scene, moment)
-        hybrid.step(self.scene, self.guidances, moment, chunks)
+        hybrid.maybe_update_occupancy(self.scene, context)
+        hybrid.step(self.scene, self.guidances, context, chunks)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
@@ -93,28 +93,28 @@ class Stand:
         return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
-def stand(recipe: Recipe, stage: int, prompt: str, device: torch.device, rung: int = 0) -> Stand:
+def set_up(recipe: Recipe, stage: int, prompt: str, device: torch.device, rung: int = 0) -> StageSetup:
     """What a run on that rung would have in memory in this stage, networks included; raises FourdfyError as `train.load_guidances`."""
     guidances = load_guidances(recipe, stage, prompt, str(device), rung, 0)
     scene = Scene(recipe.field, recipe.background, recipe.march, 0, kernels.choose("auto", str(device))).to(device)
     optimizer = make_optimizer(scene, recipe, stage, guidances)
     for group in optimizer.param_groups:
         group["lr"] = 0.0
-    made = Stand(recipe, stage, scene, guidances, optimizer, device)
-    hybrid.look_around(scene, made.moment(next(iter(guidances)), 0))
+    made = StageSetup(recipe, stage, scene, guidances, optimizer, device)
+    hybrid.maybe_update_occupancy(scene, made.context(next(iter(guidances)), 0))
     return made
 
 
-def looks(recipe: Recipe, stage: int, branch: str) -> Iterator[tuple[str, float, int]]:
+def picture_sizes(recipe: Recipe, stage: int, branch: str) -> Iterator[tuple[str, float, int]]:
     """What a branch's pictures are in a stage: in words, for which share of it, and from which of LONG steps on."""
-    shots: Shots = getattr(recipe, branch).shots[stage - 1]
+    settings: Branch = getattr(recipe.stage(stage), branch)
     views = {"multiview": 4, "image": 1, "video": recipe.frames}[branch]
-    early = shots.fine_from if shots.coarse is not None else 0.0
-    if shots.coarse is not None and early > 0:
-        yield f"{views * shots.coarse_groups} of {shots.coarse[0]} x {shots.coarse[1]}", early, 0
+    early = settings.fine_from if settings.coarse is not None else 0.0
+    if settings.coarse is not None and early > 0:
+        yield f"{views * settings.coarse_groups} of {settings.coarse[0]} x {settings.coarse[1]}", early, 0
     if early < 1:
-        groups = 1 if branch == "video" else shots.groups
-        yield f"{views * groups} of {shots.size[0]} x {shots.size[1]}", 1 - early, round(early * LONG)
+        groups = 1 if branch == "video" else settings.groups
+        yield f"{views * groups} of {settings.size[0]} x {settings.size[1]}", 1 - early, round(early * LONG)
 
 
 def measure(recipe: Recipe, prompt: str, device: torch.device, steps: int, vram: float | None) -> Iterator[Row]:
@@ -125,16 +125,16 @@ def measure(recipe: Recipe, prompt: str, device: torch.device, steps: int, vram:
     gigabytes = Machine(str(device), vram).gigabytes()
     for stage in (1, 2, 3):
         rung = 0 if gigabytes is None else memory.choose(recipe, stage, gigabytes)
-        here = stand(recipe, stage, prompt, device, rung)
+        here = set_up(recipe, stage, prompt, device, rung)
         for branch in recipe.stage(stage).chances():
-            for pictures, part, first in looks(recipe, stage, branch):
+            for pictures, part, first in picture_sizes(recipe, stage, branch):
                 rung, peak, own = fitting(here, branch, first, rung)
-                seconds = statistics.median(here.step(here.moment(branch, first + 1 + k), LADDER[rung]) for k in range(steps))
+                seconds = statistics.median(here.step(here.context(branch, first + 1 + k), LADDER[rung]) for k in range(steps))
                 yield Row(stage, branch, pictures, part, seconds, peak, own, rung)
         del here
 
 
-def fitting(here: Stand, branch: str, step: int, rung: int) -> tuple[int, int, int]:
+def fitting(here: StageSetup, branch: str, step: int, rung: int) -> tuple[int, int, int]:
     """The first rung, from `rung` on, on which a step does not run out of memory, its peak bytes and the step's own share of these."""
     for k in range(rung, len(LADDER)):
         peak = peak_bytes(here, branch, step, LADDER[k])
@@ -143,12 +143,12 @@ def fitting(here: Stand, branch: str, step: int, rung: int) -> tuple[int, int, i
     raise memory.out_of_memory(here.stage, memory.estimate(here.recipe, here.stage, LADDER[-1]), None)
 
 
-def peak_bytes(here: Stand, branch: str, step: int, chunks: Chunks) -> tuple[int, int] | None:
+def peak_bytes(here: StageSetup, branch: str, step: int, chunks: Chunks) -> tuple[int, int] | None:
     """Peak bytes of all tensors during a step, and of these the step's own; None if memory does not suffice."""
     before = here.resident()
     try:
         with PeakMemory(here.device) as peak:
-            here.step(here.moment(branch, step, close=True), chunks)
+            here.step(here.context(branch, step, close=True), chunks)
     except torch.OutOfMemoryError:
         here.optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
@@ -158,8 +158,8 @@ def peak_bytes(here: Stand, branch: str, step: int, chunks: Chunks) -> tuple[int
 
 def ladder(recipe: Recipe, prompt: str, device: torch.device) -> Iterator[dict[str, Any]]:
     """The same video step of stage 3 on each rung: seconds, peak bytes, their ratio to the direct step's; None for what does not fit."""
-    here = stand(replace(recipe, stage3=replace(recipe.stage3, p_3d=0.0, p_image=0.0)), 3, prompt, device)
-    here.step(here.moment("video", 1, close=True), LADDER[-1])  # the optimiser's state is there from now on
+    here = set_up(replace(recipe, stage3=replace(recipe.stage3, p_3d=0.0, p_image=0.0)), 3, prompt, device)
+    here.step(here.context("video", 1, close=True), LADDER[-1])  # the optimiser's state is there from now on
     direct = None
     for chunks in LADDER:
         peak = peak_bytes(here, "video", 1, chunks)
@@ -167,7 +167,7 @@ def ladder(recipe: Recipe, prompt: str, device: torch.device) -> Iterator[dict[s
         ratio = peak[0] / direct[0] if peak and chunks != LADDER[0] and direct else None
         yield {
             "with": str(chunks),
-            "seconds": here.step(here.moment("video", 1, close=True), chunks) if peak else None,
+            "seconds": here.step(here.context("video", 1, close=True), chunks) if peak else None,
             "bytes": peak[0] if peak else None,
             "step_bytes": peak[1] if peak else None,
             "of_direct": ratio,

@@ -182,17 +182,18 @@ def device(options: Run, recipe: Recipe) -> str:
 def origins(options: Run, recipe: Recipe) -> dict[str, str]:
     """Where each setting of `recipe` that is not its preset's was set, by dotted key; the last place holds."""
     from fourdfy_cli import config, presets
+    from fourdfy_cli.run.plan import differences
 
     places = {"ENVIRONMENT": "environment", "DEFAULT_MAP": str(FILE)}
     source = options.context.get_parameter_source("models")
     found = {} if options.models in (None, "auto") else {"models.set": places.get(source.name if source else "", "command line")}
     plain = presets.preset(recipe.name) if recipe.name in presets.PRESETS else recipe
     if options.size == "tiny":
-        found |= {"models.size": "--size tiny"} | dict.fromkeys(config.differences(plain, presets.tiny(plain)), "--size tiny")
+        found |= {"models.size": "--size tiny"} | dict.fromkeys(differences(plain, presets.tiny(plain)), "--size tiny")
     found |= dict.fromkeys(config.leaves(file_settings().get("set", {})), str(FILE))
     found |= {one.partition("=")[0]: "environment" for one in os.environ.get("FOURDFY_SET", "").split()}
     found |= {one.partition("=")[0]: "command line" for one in options.settings}
-    return found | (dict.fromkeys(config.differences(plain, presets.smoke(plain)), "--smoke") if options.smoke else {})
+    return found | (dict.fromkeys(differences(plain, presets.smoke(plain)), "--smoke") if options.smoke else {})
 
 
 def file_settings() -> dict[str, Any]:

@@ -98,7 +98,7 @@ def convert_folder(source: Path, folder: Path) -> None:
 
 
 def safe_name(path: Path) -> str:
-    """What diffusers and transformers call the safetensors twin of a pickle."""
+    """What diffusers and transformers call the safetensors file that stands for a pickle."""
     stem, _, variant = path.stem.partition(".")
     return ".".join(filter(None, (RENAMED.get(stem, stem), variant, "safetensors")))
 

@@ -24,18 +24,18 @@ class PointwiseConvolution(nn.Conv2d):
         return flat.unflatten(2, input.shape[2:])
 
 
-# What a convolution must be for its twin to do the same.
+# What a convolution must be for its replacement to do the same.
 TEMPORAL = {"groups": 1, "kernel_size": (3, 1, 1), "padding": (1, 0, 0), "stride": (1, 1, 1), "dilation": (1, 1, 1)}
 POINTWISE = {"groups": 1, "kernel_size": (1, 1), "padding": (0, 0), "stride": (1, 1)}
-TWINS = ((nn.Conv3d, TemporalConvolution, TEMPORAL), (nn.Conv2d, PointwiseConvolution, POINTWISE))
+REPLACEMENTS = ((nn.Conv3d, TemporalConvolution, TEMPORAL), (nn.Conv2d, PointwiseConvolution, POINTWISE))
 
 
 def flatten_convolutions(unet: nn.Module) -> None:
     """Replace every (3,1,1) and every (1,1) convolution of a UNet, keeping its parameters."""
     for module in list(unet.modules()):
         for name, child in module.named_children():
-            for kind, twin, about in TWINS:
+            for kind, replacement, about in REPLACEMENTS:
                 if type(child) is kind and all(getattr(child, key) == value for key, value in about.items()):
-                    made = twin(child.in_channels, child.out_channels, **about, bias=child.bias is not None, device="meta")
+                    made = replacement(child.in_channels, child.out_channels, **about, bias=child.bias is not None, device="meta")
                     made.weight, made.bias = child.weight, child.bias
                     setattr(module, name, made)

@@ -1,9 +1,9 @@
-"""The low-rank twin of the image model that follows the distribution of renderings (ProlificDreamer; Eq. 4 and 5 of 4D-fy).
+"""The LoRA network that follows the distribution of renderings (ProlificDreamer; Eq. 4 and 5 of 4D-fy).
 
 Trained are two things: rank-r updates of q, k, v and output in every attention (A ~ N(0, (1/r)^2), B = 0, no extra scale), and an
 embedding of the camera (raw c2w, 16 numbers) added to the time embedding, where stock UNets take a class embedding. Unlike the released
-code, the camera embedding's last layer starts at zero: with B = 0 the twin then equals the network it adapts exactly at the start. That
-network is a second one (the paper's: Stable Diffusion 2.1) or the image model itself, whose weights the twin then shares.
+code, the camera embedding's last layer starts at zero: with B = 0 the LoRA network then equals the one it adapts exactly at the start.
+That one is a second model (the paper's: Stable Diffusion 2.1) or the image model itself, whose weights are then shared.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 CAMERA_KEYS = tuple(f"class_embedding.linear_{layer}.{kind}" for layer in (1, 2) for kind in ("weight", "bias"))
 
 
-def twin(spec: ModelSpec, rank: int, device: torch.device | str, dtype: torch.dtype, generator: torch.Generator) -> Unet:
+def lora_unet(spec: ModelSpec, rank: int, device: torch.device | str, dtype: torch.dtype, generator: torch.Generator) -> Unet:
     """The UNet of a model's folder, adapted; raises FourdfyError (exit 3) as `models.load`."""
     return adapt(models.load_unet(spec, device, dtype), rank, generator)
 
 
-def shared_twin(unet: Unet, rank: int, generator: torch.Generator) -> Unet:
+def shared_lora_unet(unet: Unet, rank: int, generator: torch.Generator) -> Unet:
     """A second network of the same frozen parameters (one copy in memory), adapted; the given one stays as it is."""
     parameters = {id(parameter): parameter for parameter in unet.parameters()}
     return adapt(copy.deepcopy(unet, parameters), rank, generator)
@@ -40,7 +40,7 @@ def shared_twin(unet: Unet, rank: int, generator: torch.Generator) -> Unet:
 def adapt(unet: Unet, rank: int, generator: torch.Generator) -> Unet:
     """The UNet with a camera embedding and LoRA; raises FourdfyError (exit 3) if it takes class labels already."""
     if unet.class_embedding is not None:
-        raise models.broken("the image model already has a class embedding, so its twin cannot take a camera")
+        raise models.broken("the image model already has a class embedding, so its LoRA cannot take a camera")
     with torch.device("meta"):
         embedding = TimestepEmbedding(CAMERA, unet.time_embedding.linear_1.out_features)
     unet.class_embedding = embedding.to_empty(device=unet.device)

@@ -36,13 +36,13 @@ def specs(models: Models, roles: Iterable[str]) -> dict[str, ModelSpec]:
 
 
 def roles(branches: Iterable[str], vsd: Vsd) -> tuple[str, ...]:
-    """The roles that the guidances of `branches` need: theirs, and the twin's unless the image model is its base."""
+    """The roles that the guidances of `branches` need: theirs, and the LoRA's unless it is put on the image model."""
     branches = tuple(branches)
     return (*branches, "lora") if "image" in branches and not vsd.share_base else branches
 
 
 def _own(models: Models) -> dict[str, ModelSpec]:
-    """What a set brings along without files to fetch; the nano twin starts from the nano image model."""
+    """What a set brings along without files to fetch; the nano LoRA is put on the nano image model."""
     if models.set not in SETS:
         raise FourdfyError(f"there is no model set {models.set!r} (there are {', '.join(SETS)})", "--models nano", USAGE)
     if models.set == "nano":
@@ -148,7 +148,7 @@ def write_tokenizer(folder: Path, tokens: dict[str, int], merges: list[tuple[str
 
 @functools.cache
 def counts(models: Models, role: str) -> dict[str, int]:
-    """Numbers in a role's UNet and, but for the twin's, which it shares, in its autoencoder."""
+    """Numbers in a role's UNet and, but for the LoRA's, which it shares, in its autoencoder."""
     parts = {"unet": network.UNETS} if role == "lora" else {"unet": network.UNETS, "vae": network.VAES}
     folders = _folders(models, role)
     found = {}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 ROLES = ("multiview", "image", "lora", "video", "clip")
-PARTS = {  # what a role reads of a model; the twin of Eq. 4 shares the image model's autoencoder and texts
+PARTS = {  # what a role reads of a model; the LoRA network of Eq. 4 shares the image model's autoencoder and texts
     "multiview": ("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
     "image": ("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
     "lora": ("unet", "scheduler"),

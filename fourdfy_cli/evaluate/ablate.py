@@ -7,7 +7,6 @@ done is left as it is. Source: the paper's Sec. 5 and Table 2; what it leaves op
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,9 +63,9 @@ def rows(recipe: Recipe) -> dict[str, Row]:
     variant: stage 3 trains the displacement alone, on every branch, at a tenth of the dynamic grid's rate (one rate for grid and
     network; the smoothness loss, stage3.smooth, is left to --set).
     """
-    falling = asdict(recipe.multiview.scores[0])
-    noise = [f"image.scores.0.{bound}.{key}={value}" for bound in ("low", "high") for key, value in falling[bound].items()]
-    image_first = ("stage1.p_3d=0", "stage1.p_image=1", f"stage1.rates.lora={recipe.stage2.rates.lora}", *noise)
+    annealed = asdict(recipe.stage1.multiview)
+    noise = [f"stage1.image.{bound}.{key}={value}" for bound in ("low", "high") for key, value in annealed[bound].items()]
+    image_first = ("stage1.p_3d=0", "stage1.p_image=1", f"stage1.lr.lora={recipe.stage2.lr.lora}", *noise)
     last = recipe.stage3
     return {
         "full": Row("full", 35.0, ()),
@@ -78,9 +77,9 @@ def rows(recipe: Recipe) -> dict[str, Row]:
         "deformation": Row(
             "deformation",
             None,
-            ("field.kind=deformation", "stage3.dynamic_always=true", "stage3.p_image=0", "video.scores.2.weight=1")
-            + (f"stage3.rates.dynamic={last.rates.dynamic / 10}", f"stage3.blob.end={last.blob.start}")
-            + tuple(f"stage3.rates.{part}=0" for part in ("static", "nets", "background", "lora")),
+            ("field.kind=deformation", "stage3.dynamic_always=true", "stage3.p_image=0", "stage3.video.weight=1")
+            + (f"stage3.lr.dynamic={last.lr.dynamic / 10}", f"stage3.blob.end={last.blob.start}")
+            + tuple(f"stage3.lr.{part}=0" for part in ("static", "nets", "background", "lora")),
         ),
     }
 
@@ -143,11 +142,8 @@ def shared(out: Path, recipe: Recipe, run_name: str) -> Path | None:
 def until(recipe: Recipe, stage: int) -> dict[str, Any]:
     """What a recipe says of all that happens up to the end of a stage, by dotted key."""
 
-    def when(key: str) -> int:
-        found = re.match(r"stage(\d)\.|\w+\.(?:shots|scores)\.(\d)\.", key)
-        return int(found[1] or int(found[2]) + 1) if found else 0
-
-    return {key: value for key, value in leaves(to_dict(recipe)).items() if when(key) <= stage}
+    later = tuple(f"stage{number}." for number in range(stage + 1, 4))
+    return {key: value for key, value in leaves(to_dict(recipe)).items() if not key.startswith(later)}
 
 
 def judged(folder: Path, clip: str) -> dict[str, Any]:

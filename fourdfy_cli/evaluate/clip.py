@@ -1,4 +1,4 @@
-"""CLIP as a judge: unit embeddings of prompts and pictures, and 100 times their cosine.
+"""CLIP: unit embeddings of prompts and pictures, and 100 times their cosine.
 
 No prefix, no clipping, no 2.5: the scale of 4D-fy's Table 2. Pictures are prepared as OpenAI's CLIP does it: the shorter
 side resized (bicubic, antialiased), the middle square cut out.
@@ -23,7 +23,7 @@ from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
 
 NANO_CLIP = Path(__file__).parents[1] / "nano" / "weights" / "clip"
 BATCH = 32
-OFFLINE = "fourdfy clip-score outputs/ --clip nano   (the small judge of the toy world)"
+OFFLINE = "fourdfy clip-score outputs/ --clip nano   (the toy world's own)"
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Choice:
     device: str = "cpu"
 
 
-class Seen(NamedTuple):
+class Embedded(NamedTuple):
     """A video of N frames as CLIP saw it: unit `embedding` [N C]; `change` [N] and `bend` [N] as in measures.py."""
 
     embedding: Tensor
@@ -75,19 +75,19 @@ def score(
     problems = [*problems, *more, *_unserved(listed, found, choice)]
     if not found:
         return None, problems
-    judge = load_clip(choice.clip, choice.device)
-    key, seen = fingerprint(judge), {}
+    clip = load_clip(choice.clip, choice.device)
+    key, seen = fingerprint(clip), {}
     for number, video in enumerate(found, 1):
         what = f"{number}/{len(found)} {video.prompt}"
         try:
-            seen[video] = cached(judge, key, video, choice, lambda frames, what=what: counted(frames, measures.LENGTH, what))
+            seen[video] = cached(clip, key, video, choice, lambda frames, what=what: counted(frames, measures.LENGTH, what))
         except FourdfyError as error:
             problems.append(error)
     if not seen:
         return None, problems
     names = different([*listed, *(video.prompt for video in seen)])
-    texts = judge.texts(names).cpu()
-    rows = [row(judge, video, part, names, texts) for video, part in seen.items()]
+    texts = clip.texts(names).cpu()
+    rows = [row(clip, video, part, names, texts) for video, part in seen.items()]
     return _write(rows, found, choice, problems), problems
 
 
@@ -114,35 +114,35 @@ def different(prompts: list[str]) -> list[str]:
     return list({same(prompt): prompt for prompt in reversed(prompts)}.values())[::-1]
 
 
-def fingerprint(judge: Clip) -> str:
+def fingerprint(clip: Clip) -> str:
     """sha256 of all that decides what a CLIP sees."""
-    about = {"size": judge.size, "mean": list(judge.mean), "std": list(judge.std), "version": __version__}
-    return checkpoint.digest({"model": judge.model.state_dict(), **about})
+    about = {"size": clip.size, "mean": list(clip.mean), "std": list(clip.std), "version": __version__}
+    return checkpoint.digest({"model": clip.model.state_dict(), **about})
 
 
-def cached(judge: Clip, key: str, video: Video, choice: Choice, counted: Callable[[Iterable[Picture]], Iterable[Picture]]) -> Seen:
+def cached(clip: Clip, key: str, video: Video, choice: Choice, counted: Callable[[Iterable[Picture]], Iterable[Picture]]) -> Embedded:
     """What CLIP sees in a video, from the cache if it is there. Raises FourdfyError as `videos.frames` and `videos.rendered`."""
-    size = judge.size if choice.clip == "nano" else SIZE  # the nano CLIP sees 64 pixels, more would cost a laptop minutes
+    size = clip.size if choice.clip == "nano" else SIZE  # the nano CLIP sees 64 pixels, more would cost a laptop minutes
     view = ["mav3d", size] if video.checkpoint else ["film", choice.crop or "none"]
     name = hashlib.sha256(json.dumps([key, video.content, view]).encode()).hexdigest()
     path = textcache.cache_folder() / "clip" / f"{name}.safetensors"
     table = textcache.read(path)
     if table is None:
         made = videos.rendered(video.checkpoint, size, choice.device) if video.checkpoint else videos.frames(video.path, choice.crop)
-        table = look(judge, counted(made))
+        table = embed(clip, counted(made))
         textcache.write(path, table)
-    return Seen(table[:, :-2], table[:, -2], table[:, -1])
+    return Embedded(table[:, :-2], table[:, -2], table[:, -1])
 
 
-def look(judge: Clip, frames: Iterable[Picture]) -> Float[Tensor, "N C2"]:
-    """`Seen` as one table on the CPU, its three parts side by side; only a batch of frames is held at once."""
+def embed(clip: Clip, frames: Iterable[Picture]) -> Float[Tensor, "N C2"]:
+    """`Embedded` as one table on the CPU, its three parts side by side; only a batch of frames is held at once."""
     rows: list[Tensor] = []
     last: list[Picture] = []
     for batch in _batches(frames):
-        rgb = torch.from_numpy(np.stack([*last, *batch])).to(judge.device).permute(0, 3, 1, 2) / 255
+        rgb = torch.from_numpy(np.stack([*last, *batch])).to(clip.device).permute(0, 3, 1, 2) / 255
         step = rgb[1:] - rgb[:-1]
         change, bend = step.abs().mean((1, 2, 3)), (step[1:] - step[:-1]).abs().mean((1, 2, 3)) / 2
-        parts = [judge.pictures(rgb[len(last) :]), *(_newest(values, len(batch))[:, None] for values in (change, bend))]
+        parts = [clip.pictures(rgb[len(last) :]), *(_newest(values, len(batch))[:, None] for values in (change, bend))]
         rows.append(torch.cat(parts, 1).float().cpu())
         last = [*last, *batch][-2:]
     return torch.cat(rows)
@@ -159,11 +159,11 @@ def _newest(values: Float[Tensor, " M"], count: int) -> Float[Tensor, " N"]:
     return values[-count:] if len(values) >= count else F.pad(values, (count - len(values), 0))
 
 
-def row(judge: Clip, video: Video, seen: Seen, names: list[str], texts: Float[Tensor, "P C"]) -> dict[str, Any]:
+def row(clip: Clip, video: Video, seen: Embedded, names: list[str], texts: Float[Tensor, "P C"]) -> dict[str, Any]:
     """The measures of one video; `names` are all prompts, `texts` their embeddings."""
     true = [same(name) for name in names].index(same(video.prompt))
     value = 100 * seen.embedding @ texts[true]
-    front, back = judge.texts([f"{video.prompt}, {view}" for view in (VIEW_WORDS[0], VIEW_WORDS[2])]).cpu()
+    front, back = clip.texts([f"{video.prompt}, {view}" for view in (VIEW_WORDS[0], VIEW_WORDS[2])]).cpu()
     curves = {
         "azimuth": measures.by_azimuth(value),
         "time": measures.by_time(value),

@@ -39,18 +39,18 @@ def score(run: Path) -> dict[str, Any]:
     things without one); front_runs: how many separate fronts those form. Raises FourdfyError as `render.load_scene`.
     """
     scene, recipe, meta = render.load_scene(run)
-    judge, moving = load_clip("nano"), recipe.stage(meta["stage"]).moving
+    clip, moving = load_clip("nano"), recipe.stage(meta["stage"]).moving
     subject = parse(meta["prompt"])
     shot = views(TIMES if moving else 1)
-    frames = look(scene, shot)
+    frames = render_views(scene, shot)
     if subject.colour is None:
-        subject = Subject(subject.object, named(judge, frames, list(COLOURS), "a {} " + subject.object), subject.motion)
+        subject = Subject(subject.object, named(clip, frames, list(COLOURS), "a {} " + subject.object), subject.motion)
     target = Subject(subject.object, subject.colour, subject.motion if moving else None)
     per_view = compare(frames, shot, target)
     result = {name: float(np.nanmean(values)) for name, values in per_view.items()}
     result |= {"motion_ratio": motion_ratio(scene, subject)}
-    result |= naming(judge, frames, subject)
-    result |= fronts(judge, frames, subject)
+    result |= naming(clip, frames, subject)
+    result |= fronts(clip, frames, subject)
     result |= {"prompt": meta["prompt"], "stage": meta["stage"], "held_out": subject.held_out, "per_view": table(shot, per_view)}
     if run.is_dir():
         write_json(run / "nano.json", result)
@@ -72,7 +72,7 @@ def camera_shot(azimuth: Tensor, time: Tensor) -> Shot:
 
 
 @torch.no_grad()
-def look(scene: Scene, shot: Shot) -> Frames:
+def render_views(scene: Scene, shot: Shot) -> Frames:
     """The scene over the plain grey that the ground truth is put on."""
     blob = float(scene.blob_std)
     parts = [render_scene(scene, shot[k : k + 8], blob, torch.full((3,), BACKDROP)) for k in range(0, len(shot), 8)]
@@ -96,7 +96,7 @@ def motion_ratio(scene: Scene, subject: Subject) -> float:
     """Mean absolute change from frame to frame over one period, at 4 azimuths, over the ground truth's."""
     time = (torch.arange(FRAMES) + 0.5) / FRAMES
     shots = [camera_shot(torch.full((FRAMES,), math.radians(22.5 + 90 * k)), time) for k in range(4)]
-    ours = np.mean([change(look(scene, shot).rgb.numpy()) for shot in shots])
+    ours = np.mean([change(render_views(scene, shot).rgb.numpy()) for shot in shots])
     motions = [subject.motion] if subject.motion else MOTIONS
     theirs = np.mean([change(truth(Subject(subject.object, subject.colour, m), s).over(BACKDROP)) for s in shots for m in motions])
     return float(ours / theirs)
@@ -107,29 +107,29 @@ def change(rgb: np.ndarray) -> float:
     return float(np.abs(rgb - np.roll(rgb, 1, 0)).mean())
 
 
-def likeness(judge: Clip, frames: Frames, texts: list[str]) -> Tensor:
+def best_text(clip: Clip, frames: Frames, texts: list[str]) -> Tensor:
     """Index of the best of the texts for each view [V]."""
-    return (judge.pictures(frames.rgb.permute(0, 3, 1, 2).clamp(0, 1)) @ judge.texts(texts).T).argmax(1)
+    return (clip.pictures(frames.rgb.permute(0, 3, 1, 2).clamp(0, 1)) @ clip.texts(texts).T).argmax(1)
 
 
-def named(judge: Clip, frames: Frames, words: list[str], pattern: str) -> str:
+def named(clip: Clip, frames: Frames, words: list[str], pattern: str) -> str:
     """The word that nano CLIP gives most views."""
-    return words[int(likeness(judge, frames, [pattern.format(w) for w in words]).bincount(minlength=len(words)).argmax())]
+    return words[int(best_text(clip, frames, [pattern.format(w) for w in words]).bincount(minlength=len(words)).argmax())]
 
 
-def naming(judge: Clip, frames: Frames, subject: Subject) -> dict[str, float]:
+def naming(clip: Clip, frames: Frames, subject: Subject) -> dict[str, float]:
     objects, colours = list(OBJECTS), list(COLOURS)
-    what = likeness(judge, frames, [f"a {subject.colour} {name}" for name in objects]) == objects.index(subject.object)
-    shade = likeness(judge, frames, [f"a {name} {subject.object}" for name in colours]) == colours.index(str(subject.colour))
+    what = best_text(clip, frames, [f"a {subject.colour} {name}" for name in objects]) == objects.index(subject.object)
+    shade = best_text(clip, frames, [f"a {name} {subject.object}" for name in colours]) == colours.index(str(subject.colour))
     return {"object_ok": what.float().mean().item(), "colour_ok": shade.float().mean().item()}
 
 
-def fronts(judge: Clip, frames: Frames, subject: Subject) -> dict[str, Any]:
+def fronts(clip: Clip, frames: Frames, subject: Subject) -> dict[str, Any]:
     """Which azimuths (at the first time) look like a front, and how many separate runs of them there are."""
     if subject.object not in WITH_FRONT:
         return {"fronts": None, "front_runs": None}
     first = Frames(*(part[:AZIMUTHS] for part in frames))
-    front = (likeness(judge, first, [f"a {subject.colour} {subject.object}, {view}" for view in VIEW_WORDS]) == 0).numpy()
+    front = (best_text(clip, first, [f"a {subject.colour} {subject.object}, {view}" for view in VIEW_WORDS]) == 0).numpy()
     starts = int((front & ~np.roll(front, 1)).sum())
     return {"fronts": int(front.sum()), "front_runs": 1 if front.all() else starts}
 

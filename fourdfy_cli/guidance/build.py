@@ -12,8 +12,8 @@ from fourdfy_cli.diffusion import lora, models, text, textcache
 from fourdfy_cli.diffusion.models import Diffusion, ModelSpec, Vae
 from fourdfy_cli.diffusion.text import VIEW_WORDS, Texts
 from fourdfy_cli.errors import USAGE, FourdfyError
+from fourdfy_cli.guidance.base import Guidance
 from fourdfy_cli.guidance.multiview import MultiviewGuidance
-from fourdfy_cli.guidance.pull import Guidance
 from fourdfy_cli.guidance.variational import VariationalGuidance
 from fourdfy_cli.guidance.video import VideoGuidance
 
@@ -29,12 +29,12 @@ def build(
 ) -> dict[str, Guidance]:
     """The guidances of `branches` ("multiview", "image", "video") by name; `seed` starts the LoRA.
 
-    `specs` has a model per branch, and may have one named "lora" to start the twin from (default: the image model; text encoder and
-    autoencoder are the image model's in any case). Raises FourdfyError: exit 3 if a model is missing or damaged, exit 2 if the twin's
-    does not go with the image model.
+    `specs` has a model per branch, and may have one named "lora" to put the LoRA on (default: the image model; text encoder and
+    autoencoder are the image model's in any case). Raises FourdfyError: exit 3 if a model is missing or damaged, exit 2 if the LoRA's
+    network does not go with the image model.
     """
     branches = list(branches)
-    wanted = {name: wanted_texts(prompt, getattr(recipe, name)) for name in branches}
+    wanted = {name: wanted_texts(prompt, recipe, name) for name in branches}
     texts = {name: Texts(prompt, table) for name, table in encode_texts(wanted, specs, device).items()}
     loaded = load_models({name: specs[name] for name in branches}, device, dtype)
     guidances: dict[str, Guidance] = {}
@@ -44,15 +44,16 @@ def build(
         elif name == "video":
             guidances[name] = VideoGuidance(loaded[name], texts[name])
         else:
-            twin = load_twin(loaded[name], specs.get("lora", specs[name]), recipe, device, dtype, seed)
-            guidances[name] = VariationalGuidance(loaded[name], twin, texts[name], recipe.vsd.drop_camera)
+            network = load_lora(loaded[name], specs.get("lora", specs[name]), recipe, device, dtype, seed)
+            guidances[name] = VariationalGuidance(loaded[name], network, texts[name], recipe.vsd.drop_camera)
     return guidances
 
 
-def wanted_texts(prompt: str, branch: Branch) -> list[str]:
+def wanted_texts(prompt: str, recipe: Recipe, name: str) -> list[str]:
     """Every text a branch may ask for: the prompt, with view words if any stage uses them, and the negative prompts."""
-    worded = [text.worded(prompt, words) for words in VIEW_WORDS] if any(score.view_words for score in branch.scores) else []
-    return list(dict.fromkeys([prompt, *worded, *(score.negative for score in branch.scores)]))
+    branches: list[Branch] = [getattr(recipe.stage(number), name) for number in (1, 2, 3)]
+    worded = [text.worded(prompt, words) for words in VIEW_WORDS] if any(branch.view_words for branch in branches) else []
+    return list(dict.fromkeys([prompt, *worded, *(branch.negative for branch in branches)]))
 
 
 def encode_texts(
@@ -82,16 +83,16 @@ def load_models(specs: Mapping[str, ModelSpec], device: torch.device | str, dtyp
     return loaded
 
 
-def load_twin(image: Diffusion, spec: ModelSpec, recipe: Recipe, device: torch.device | str, dtype: torch.dtype, seed: int) -> Diffusion:
-    """The LoRA twin: of the image model itself, sharing its weights, if the recipe says so or `spec` is that model; else of another
-    network, which predicts what that one predicts."""
+def load_lora(image: Diffusion, spec: ModelSpec, recipe: Recipe, device: torch.device | str, dtype: torch.dtype, seed: int) -> Diffusion:
+    """The LoRA network of Eq. 4 and 5: on the image model itself, sharing its weights, if the recipe says so or `spec` is that model;
+    else on another network, which predicts what that one predicts."""
     generator = torch.Generator().manual_seed(seed)
     own = image.spec
     if recipe.vsd.share_base or (spec.folder("unet"), spec.seed) == (own.folder("unet"), own.seed):
-        return replace(image, unet=lora.shared_twin(image.unet, recipe.vsd.rank, generator))
-    unet = lora.twin(spec, recipe.vsd.rank, device, dtype, generator)
+        return replace(image, unet=lora.shared_lora_unet(image.unet, recipe.vsd.rank, generator))
+    unet = lora.lora_unet(spec, recipe.vsd.rank, device, dtype, generator)
     for key in ("in_channels", "out_channels", "cross_attention_dim"):
         if unet.config[key] != image.unet.config[key]:
-            message = f"{spec.source} cannot be the twin of {own.source}: {key} {unet.config[key]}, not {image.unet.config[key]}"
+            message = f"{spec.source} cannot carry the LoRA of {own.source}: {key} {unet.config[key]}, not {image.unet.config[key]}"
             raise FourdfyError(message, "--set vsd.share_base=true", USAGE)
     return replace(image, unet=unet, schedule=models.schedule(spec), spec=spec)

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fourdfy_cli.config import Score
+from fourdfy_cli.config import Branch
 from fourdfy_cli.diffusion.models import Diffusion
 from fourdfy_cli.diffusion.multiview import VIEWS
 from fourdfy_cli.diffusion.text import Texts
-from fourdfy_cli.guidance import pull, sds
-from fourdfy_cli.guidance.pull import Pull
+from fourdfy_cli.guidance import base, sds
+from fourdfy_cli.guidance.base import GuidanceOutput
 from fourdfy_cli.scene.cameras import Shot, unit_camera
 
 
@@ -25,19 +25,25 @@ class MultiviewGuidance:
     texts: Texts
 
     def __call__(
-        self, rgb: Float[Tensor, "V H W 3"], shot: Shot, score: Score, progress: float, generator: torch.Generator, chunk: int | None = None
-    ) -> Pull:
+        self,
+        rgb: Float[Tensor, "V H W 3"],
+        shot: Shot,
+        branch: Branch,
+        progress: float,
+        generator: torch.Generator,
+        chunk: int | None = None,
+    ) -> GuidanceOutput:
         """Draws the noise level (one for all views), the VAE's sample if it has one, then the noise."""
-        t = pull.level(score, progress, len(self.diffusion.schedule), generator)
+        t = base.noise_level(branch, progress, len(self.diffusion.schedule), generator)
         camera = unit_camera(shot.c2w)
 
         def gradient(z: Tensor) -> Tensor:
             x = sds.noised(self.diffusion.schedule, z, t, generator)
-            outputs = self.diffusion.predict(x.z_t, t, self.texts.plain(1), self.texts[score.negative], camera)
-            return pull.latent_gradient(x, outputs, score, len(z) // VIEWS)
+            outputs = self.diffusion.predict(x.z_t, t, self.texts.plain(1), self.texts[branch.negative], camera)
+            return base.latent_gradient(x, outputs, branch, len(z) // VIEWS)
 
-        pulled = pull.through_encoder(self.diffusion.vae, rgb, score, len(rgb), gradient, generator, chunk)
-        return replace(pulled, logs=pulled.logs | {"t": float(t)})
+        output = base.through_encoder(self.diffusion.vae, rgb, branch, len(rgb), gradient, generator, chunk)
+        return replace(output, logs=output.logs | {"t": float(t)})
 
     def to(self, device: torch.device | str) -> None:
         self.diffusion.to(device)

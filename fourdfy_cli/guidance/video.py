@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fourdfy_cli.config import Score
+from fourdfy_cli.config import Branch
 from fourdfy_cli.diffusion.models import Diffusion
 from fourdfy_cli.diffusion.text import Texts
-from fourdfy_cli.guidance import pull, sds
-from fourdfy_cli.guidance.pull import Pull
+from fourdfy_cli.guidance import base, sds
+from fourdfy_cli.guidance.base import GuidanceOutput
 from fourdfy_cli.scene.cameras import Shot
 
 
@@ -24,21 +24,27 @@ class VideoGuidance:
     texts: Texts
 
     def __call__(
-        self, rgb: Float[Tensor, "F H W 3"], shot: Shot, score: Score, progress: float, generator: torch.Generator, chunk: int | None = None
-    ) -> Pull:
+        self,
+        rgb: Float[Tensor, "F H W 3"],
+        shot: Shot,
+        branch: Branch,
+        progress: float,
+        generator: torch.Generator,
+        chunk: int | None = None,
+    ) -> GuidanceOutput:
         """Draws the noise level (one for the clip), the VAE's sample if it has one, then the noise (independent per frame)."""
-        t = pull.level(score, progress, len(self.diffusion.schedule), generator)
-        prompt = self.texts.facing(shot.azimuth()[:1], score.view_words)
+        t = base.noise_level(branch, progress, len(self.diffusion.schedule), generator)
+        prompt = self.texts.facing(shot.azimuth()[:1], branch.view_words)
 
         def gradient(frames: Tensor) -> Tensor:
             clip = frames.transpose(0, 1)[None]  # [F C h w] to [1 C F h w]
             x = sds.noised(self.diffusion.schedule, clip, t, generator)
-            outputs = self.diffusion.predict(x.z_t, t, prompt, self.texts[score.negative])
-            grad = sds.amplified(pull.latent_gradient(x, outputs, score, 1), score.motion)
+            outputs = self.diffusion.predict(x.z_t, t, prompt, self.texts[branch.negative])
+            grad = sds.amplified(base.latent_gradient(x, outputs, branch, 1), branch.amplification)
             return grad[0].transpose(0, 1)
 
-        pulled = pull.through_encoder(self.diffusion.vae, rgb, score, 1, gradient, generator, chunk)
-        return replace(pulled, logs=pulled.logs | {"t": float(t)})
+        output = base.through_encoder(self.diffusion.vae, rgb, branch, 1, gradient, generator, chunk)
+        return replace(output, logs=output.logs | {"t": float(t)})
 
     def to(self, device: torch.device | str) -> None:
         self.diffusion.to(device)

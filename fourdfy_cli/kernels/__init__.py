@@ -1,7 +1,5 @@
-"""Fast twins of the scene's inner loops, and the choice among them.
-
-A backend is the three functions of `scene.hashgrid.Encoding` and the four of `scene.volume.Volume`; the plain torch ones
-beside those definitions are the oracle that tests compare every other one with.
+"""Fast backends of the scene's inner loops, and the choice among them. The plain torch one is the oracle that tests compare every
+other one with.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The hash grid by tiny-cuda-nn, where its torch bindings are installed; twins of `scene.hashgrid`, on CUDA devices.
+"""The hash grid by tiny-cuda-nn, where its torch bindings are installed; the functions of `scene.hashgrid`, on CUDA devices.
 
 The bindings are called as their own `tinycudann/modules.py` does: a native encoding has `fwd(points, parameters)`, which keeps
 what `bwd` needs only if one of the two wants a gradient, and `bwd(context, points, parameters, output, gradient)`, which

@@ -1,4 +1,4 @@
-"""The hash grid's lookup and its two gradients as Triton kernels, for CUDA devices; twins of `scene.hashgrid`.
+"""The hash grid's lookup and its two gradients as Triton kernels, for CUDA devices; the functions of `scene.hashgrid`.
 
 Notation of `scene.hashgrid`. A program holds a block of B points and their K = 2^D corners. Both kinds of level share one
 formula: the row of a corner joins (coordinate times multiplier) over the axes, by sum in a dense level, where multipliers are

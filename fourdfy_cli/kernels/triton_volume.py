@@ -1,4 +1,4 @@
-"""Ray marching and packed compositing as Triton kernels, for CUDA devices; twins of `scene.volume`.
+"""Ray marching and packed compositing as Triton kernels, for CUDA devices; the functions of `scene.volume`.
 
 Notation of `scene.volume`. One program walks one ray, CHUNK samples at a time: optical depths are summed within a chunk by a
 parallel scan and carried on to the next, so that no ray disturbs another one and nothing per sample is stored on the way.

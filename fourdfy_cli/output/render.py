@@ -48,7 +48,8 @@ def orbit_of(recipe: config.Recipe, size: int | None = None, frames: int = 64) -
     """An orbit at the middle of the recipe's training cameras; `size` is at least 128 pixels unless given."""
     cameras = recipe.cameras
     elevation, distance, fovy = (sum(pair) / 2 for pair in (cameras.elevation, cameras.distance, cameras.fovy))
-    largest = max(s.size[0] for s in (*recipe.multiview.shots, *recipe.image.shots, *recipe.video.shots))
+    stages = (recipe.stage1, recipe.stage2, recipe.stage3)
+    largest = max(branch.size[0] for stage in stages for branch in (stage.multiview, stage.image, stage.video))
     return Orbit(frames, 4, elevation, distance, fovy, size or max(128, largest))
 
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from fourdfy_cli import presets
-from fourdfy_cli.config import Models, Recipe, differences, leaves, to_dict
+from fourdfy_cli.config import Models, Recipe, leaves, to_dict
 from fourdfy_cli.diffusion import hub
 from fourdfy_cli.store.folder import read_json, write_json
 
 BENCH = "not measured yet: fourdfy bench"
-SPEED = r"^(frames|field\.|march\.|vsd\.)|\.shots\.|\.size\."  # settings that a step's time depends on
+# Settings that the time of a step depends on.
+SPEED = r"^(frames|field\.|march\.|vsd\.)|\.(size|model_size|groups|coarse|coarse_groups|fine_from)(\.|$)"
 MEASURED = {"stage", "branch", "part", "seconds"}  # of a bench's rows: `part` is the share of the stage that looks like this
 
 
@@ -28,6 +29,12 @@ def sources(recipe: Recipe, given: Mapping[str, str]) -> dict[str, str]:
     keys = list(leaves(to_dict(recipe)))
     other = set(differences(presets.preset(recipe.name), recipe) if recipe.name in presets.PRESETS else keys)
     return {key: given.get(key) or ("the checkpoint" if key in other else presets.source(recipe.name, key)) for key in keys}
+
+
+def differences(before: Recipe, after: Recipe) -> list[str]:
+    """The dotted keys of `after` that `before` lacks or has another value under."""
+    old = leaves(to_dict(before))
+    return [key for key, value in leaves(to_dict(after)).items() if key not in old or old[key] != value]
 
 
 def downloads(recipe: Recipe, stages: Iterable[int]) -> list[dict[str, Any]]:

@@ -11,12 +11,12 @@ import torch
 from fourdfy_cli import __version__, kernels
 from fourdfy_cli.config import Recipe, from_dict, to_dict
 from fourdfy_cli.errors import USAGE, FourdfyError
-from fourdfy_cli.hybrid import Moment
+from fourdfy_cli.hybrid import StepContext
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.nano.prompts import parse
 from fourdfy_cli.output import render
 from fourdfy_cli.scene.scene import Scene
-from fourdfy_cli.store import checkpoint
+from fourdfy_cli.store import checkpoint, migrate
 from fourdfy_cli.store.folder import read_json, run_folder, write_json
 
 
@@ -37,8 +37,8 @@ class Run:
     vram: float | None = None  # GB to stay within; None: no bound
     rung: int = 0  # of memory.LADDER
 
-    def moment(self) -> Moment:
-        return Moment(self.recipe, self.seed, self.stage, self.step)
+    def context(self) -> StepContext:
+        return StepContext(self.recipe, self.seed, self.stage, self.step)
 
     def state(self) -> dict[str, Any]:
         """Plain tensors and builtins."""
@@ -90,7 +90,8 @@ def opened(prompt: str, recipe: Recipe, out: Path, seed: int, machine: Machine) 
     about = read_json(folder / "run.json")
     if about is None and folder.exists() and any(folder.glob("*.pt")):
         raise FourdfyError(f"{folder} holds checkpoints but no readable run.json", "choose another folder with --out DIR", USAGE)
-    if about is not None and (about.get("prompt") != prompt or from_dict(about["recipe"]) != recipe):
+    theirs = about and from_dict(migrate.migrated(about, about.get("format", 1))["recipe"])
+    if about is not None and (about.get("prompt") != prompt or theirs != recipe):
         raise FourdfyError(
             f"{folder} holds a run with other settings", "choose another folder with --out DIR, or type its own settings again", USAGE
         )
@@ -130,6 +131,7 @@ def write_about(current: Run, status: str) -> None:
     write_json(
         current.folder / "run.json",
         {
+            "format": migrate.FORMAT,
             "prompt": current.prompt,
             "seed": current.seed,
             "status": status,

@@ -23,8 +23,8 @@ from fourdfy_cli.config import Recipe, Stage
 from fourdfy_cli.diffusion import sets
 from fourdfy_cli.diffusion.lora import load_lora_state, lora_state, trainable
 from fourdfy_cli.errors import DIVERGED, FourdfyError
+from fourdfy_cli.guidance.base import Guidance
 from fourdfy_cli.guidance.build import build
-from fourdfy_cli.guidance.pull import Guidance
 from fourdfy_cli.guidance.variational import VariationalGuidance
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import render
@@ -76,15 +76,15 @@ class RunResult:
 
 
 def parameter_groups(scene: Scene, stage: Stage, lora: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """AdamW groups of one stage; what its rates freeze is left out."""
-    rates, model = stage.rates, scene.field
+    """AdamW groups of one stage; what its learning rates freeze is left out."""
+    lr, model = stage.lr, scene.field
     nets = [*model.density_net.parameters(), *model.colour_net.parameters()]
     groups = [
-        ("static", list(model.static.parameters()), rates.static),
-        ("dynamic", list(model.dynamic.parameters()), rates.dynamic),
-        ("nets", nets, rates.nets),
-        ("background", list(scene.background_net.parameters()), rates.background),
-        ("lora", lora, rates.lora),
+        ("static", list(model.static.parameters()), lr.static),
+        ("dynamic", list(model.dynamic.parameters()), lr.dynamic),
+        ("nets", nets, lr.nets),
+        ("background", list(scene.background_net.parameters()), lr.background),
+        ("lora", lora, lr.lora),
     ]
     for _, parameters, rate in groups:
         for parameter in parameters:
@@ -132,7 +132,7 @@ def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: St
         current.rung = max(current.rung, memory.choose(current.recipe, current.stage, current.vram))
     write_about(current, "running")
     guidances = load_guidances(current.recipe, current.stage, current.text, current.machine.device, current.rung, current.seed)
-    if (network := low_rank(guidances)) is not None and current.lora:
+    if (network := lora_network(guidances)) is not None and current.lora:
         load_lora_state(network, current.lora)
     optimizer = make_optimizer(current.scene, current.recipe, current.stage, guidances)
     if current.optimizer_state is not None:
@@ -142,8 +142,8 @@ def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: St
     pace = Pace(current, stages)
     saved, bad = time.monotonic(), 0
     while current.step < stage.steps:
-        hybrid.look_around(current.scene, current.moment())
-        outcome = attempt(current, guidances, optimizer, events)
+        hybrid.maybe_update_occupancy(current.scene, current.context())
+        outcome = step_within_memory(current, guidances, optimizer, events)
         bad = bad + 1 if not update(optimizer, current, outcome) else 0
         if bad >= BAD_STEPS:
             hint = f'fourdfy generate "{current.prompt}" --seed {current.seed + 1}'
@@ -165,7 +165,7 @@ def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: St
             events.preview(preview(current))
         stop = signals.raised is not None
         if stop or time.monotonic() - saved > 60 * current.recipe.save_minutes:
-            keep(current, optimizer, guidances)
+            collect_state(current, optimizer, guidances)
             checkpoint.save_last(current.folder, current.state())
             events.saved(current.last)
             saved = time.monotonic()
@@ -173,19 +173,19 @@ def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: St
             write_about(current, "interrupted")
             raise signals.stop("type the same command again to go on")
     metrics.close()
-    keep(current, optimizer, guidances)
+    collect_state(current, optimizer, guidances)
     current.optimizer_state = None
     checkpoint.save(current.finished(current.stage), current.state())
     checkpoint.save_last(current.folder, current.state())
     events.saved(current.finished(current.stage))
 
 
-def attempt(current: Run, guidances: dict[str, Guidance], optimizer: torch.optim.Optimizer, events: Events) -> hybrid.Outcome:
+def step_within_memory(current: Run, guidances: dict[str, Guidance], optimizer: torch.optim.Optimizer, events: Events) -> hybrid.Outcome:
     """A step of Algorithm 1. If memory does not suffice, the same step again in smaller pieces, which stay for the rest
     of the run; raises FourdfyError (exit 4) below the last rung of the ladder."""
     while True:
         try:
-            return hybrid.step(current.scene, guidances, current.moment(), memory.LADDER[current.rung])
+            return hybrid.step(current.scene, guidances, current.context(), memory.LADDER[current.rung])
         except torch.OutOfMemoryError:
             optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
@@ -212,31 +212,31 @@ def load_guidances(recipe: Recipe, stage: int, prompt: str, device: str, rung: i
     return build(recipe, prompt, specs, "cpu" if memory.LADDER[rung].park else device, dtype, branches, seed)
 
 
-def low_rank(guidances: dict[str, Guidance]) -> nn.Module | None:
+def lora_network(guidances: dict[str, Guidance]) -> nn.Module | None:
     """The network that Eq. 5 trains beside the scene, if the stage draws single pictures."""
     return cast(VariationalGuidance, guidances["image"]).lora_unet if "image" in guidances else None
 
 
 def make_optimizer(scene: Scene, recipe: Recipe, stage: int, guidances: dict[str, Guidance]) -> torch.optim.AdamW:
     """AdamW over what a stage trains, LoRA included; betas and eps are the released code's."""
-    network = low_rank(guidances)
+    network = lora_network(guidances)
     lora = [] if network is None else [p for _, p in trainable(network)]
     return torch.optim.AdamW(
         parameter_groups(scene, recipe.stage(stage), lora), betas=(0.9, 0.99), eps=1e-15, weight_decay=recipe.weight_decay, fused=True
     )
 
 
-def keep(current: Run, optimizer: torch.optim.Optimizer, guidances: dict[str, Guidance]) -> None:
+def collect_state(current: Run, optimizer: torch.optim.Optimizer, guidances: dict[str, Guidance]) -> None:
     """Bring LoRA and optimizer into the run's state."""
-    if (network := low_rank(guidances)) is not None:
+    if (network := lora_network(guidances)) is not None:
         current.lora = lora_state(network)
     current.optimizer_state = optimizer.state_dict()
 
 
 def update(optimizer: torch.optim.Optimizer, current: Run, outcome: hybrid.Outcome) -> bool:
-    """One AdamW step at this moment's rates; skipped (False) if a gradient is not finite."""
-    moment = current.moment()
-    factor = moment.settings.cooldown.at(moment.progress)
+    """One AdamW step at this context's rates; skipped (False) if a gradient is not finite."""
+    context = current.context()
+    factor = context.settings.lr_decay.at(context.progress)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     finite = all(torch.isfinite(p.grad).all() for p in parameters) and all(map(math.isfinite, outcome.losses.values()))
     if finite:
@@ -244,7 +244,7 @@ def update(optimizer: torch.optim.Optimizer, current: Run, outcome: hybrid.Outco
             group["lr"] = group["base"] * factor
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    current.scene.blob_std.fill_(moment.settings.blob.at(moment.progress))
+    current.scene.blob_std.fill_(context.settings.blob.at(context.progress))
     return finite
 
 

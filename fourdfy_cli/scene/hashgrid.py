@@ -51,7 +51,7 @@ def levels(dims: int, grid: config.Grid) -> list[Level]:
 
 
 class Encoding(NamedTuple):
-    """One implementation of the lookup and its two gradients. `TORCH` below is the plain one; its twins are in kernels/."""
+    """One implementation of the lookup and its two gradients. `TORCH` below is the plain one; other backends are in kernels/."""
 
     lookup: Callable[[Tensor, Tensor, list[Level]], Tensor]
     table_gradient: Callable[[Tensor, Tensor, list[Level], Tensor], Tensor]

@@ -47,11 +47,11 @@ class Occupancy(nn.Module):
         step: int,
         warmup: int,
         generator: torch.Generator,
-        reach: int = 0,
+        dilation: int = 0,
     ) -> None:
         """One round of visits, `density` taking points [n 3] to densities [n]: every cell before step `warmup`, later a
         quarter as many cells at random and as many again of the occupied ones, at a random point inside each. Cells
-        within `reach` of an occupied one count as occupied too."""
+        within `dilation` of an occupied one count as occupied too."""
         cell = self._all() if step < warmup else self._some(generator)
         corner = torch.stack([cell // self.cells**2, cell // self.cells % self.cells, cell % self.cells], -1)
         inside = torch.rand(corner.shape, generator=generator, device=generator.device, dtype=self.value.dtype)
@@ -61,8 +61,8 @@ class Occupancy(nn.Module):
         faded = value.scatter(0, cell, DECAY * value[cell])  # a cell drawn twice fades once
         self.value.copy_(faded.scatter_reduce(0, cell, found, "amax").view_as(self.value))
         occupied = self.value > self.threshold()
-        if reach:
-            occupied = F.max_pool3d(occupied[None].to(self.value.dtype), 2 * reach + 1, 1, reach)[0] > 0
+        if dilation:
+            occupied = F.max_pool3d(occupied[None].to(self.value.dtype), 2 * dilation + 1, 1, dilation)[0] > 0
         self.binary.copy_(occupied)
 
     def threshold(self) -> Float[Tensor, ""]:

@@ -21,9 +21,9 @@ from fourdfy_cli.scene.field import make
 from fourdfy_cli.scene.occupancy import Occupancy
 from fourdfy_cli.scene.volume import Samples, accumulate
 
-Worth = Callable[[Tensor], Tensor]
+Visible = Callable[[Tensor], Tensor]
 CHUNK = 160_000  # points queried at once when no gradient is wanted
-ROUND = 16  # samples of a ray looked at before asking whether anything behind them can be seen
+ROUND = 16  # samples of a ray queried before asking whether anything behind them can be seen
 
 
 class Frames(NamedTuple):
@@ -50,17 +50,17 @@ class Rays(NamedTuple):
         return [Rays(*part) for part in zip(origin, direction, time, jitter, strict=True)]
 
 
-class Look(NamedTuple):
-    """How rays are looked along: the density blob's size, a plain backdrop rgb [3] instead of the background network,
-    and the opacity below which samples are dropped (None: march.alpha)."""
+class RenderOptions(NamedTuple):
+    """The density blob's size, a plain backdrop rgb [3] instead of the background network, and the opacity below which samples are
+    dropped (None: march.alpha_thre)."""
 
     blob_std: float
     backdrop: Tensor | None = None
-    alpha: float | None = None
+    alpha_thre: float | None = None
 
 
 class Scene(nn.Module):
-    """Field, background and occupancy. `blob_std` holds the value of the last training step, for whoever looks at a
+    """Field, background and occupancy. `blob_std` holds the value of the last training step, for whoever renders a
     finished scene; nothing in here reads it."""
 
     blob_std: Tensor
@@ -78,7 +78,7 @@ class Scene(nn.Module):
         self.march, self.backend = march, backend
         self.field = make(field, generator, backend.encoding)
         self.background_net = Background(background.hidden, generator)
-        self.occupancy = Occupancy(march.cells)
+        self.occupancy = Occupancy(march.resolution)
         self.register_buffer("blob_std", torch.tensor(0.5))
 
     @property
@@ -87,14 +87,14 @@ class Scene(nn.Module):
         return 2 * math.sqrt(3) / self.march.samples
 
 
-def refresh(scene: Scene, step: int, blob_std: float, time: Tensor | float, generator: torch.Generator, reach: int = 0) -> None:
+def update_occupancy(scene: Scene, step: int, blob_std: float, time: Tensor | float, generator: torch.Generator, dilation: int = 0) -> None:
     """One occupancy update at one time in [0,1], at `step` of the stage (the first steps visit every cell)."""
 
     def density(x: Tensor) -> Tensor:
         moment = torch.as_tensor(time, dtype=x.dtype, device=x.device).expand(len(x))
         return torch.cat([scene.field.density(a, t, blob_std) for a, t in zip(x.split(CHUNK), moment.split(CHUNK), strict=True)])
 
-    scene.occupancy.update(density, scene.step_length, step, scene.march.warmup, generator, reach)
+    scene.occupancy.update(density, scene.step_length, step, scene.march.warmup_steps, generator, dilation)
 
 
 def render(
@@ -104,19 +104,19 @@ def render(
     backdrop: Tensor | None = None,
     generator: torch.Generator | None = None,
     train: bool = False,
-    alpha: float | None = None,
+    alpha_thre: float | None = None,
 ) -> Frames:
     """Pictures of a shot, with a graph if `train`. A generator jitters the samples along each ray.
 
     Colour = composite + (1 - opacity) background. Samples that hardly show are left out: opacity below
-    min(alpha, the mean occupancy value) or transmittance before them below march.transmittance; alpha is march.alpha
+    min(alpha_thre, the mean occupancy value) or transmittance before them below march.early_stop_eps; alpha_thre is march.alpha_thre
     unless given.
     """
-    seen = trace(scene, cast(scene, shot, generator), Look(blob_std, backdrop, alpha), train)
-    return Frames(*(part.unflatten(0, (len(shot), *shot.size)) for part in seen))
+    frames = render_rays(scene, camera_rays(scene, shot, generator), RenderOptions(blob_std, backdrop, alpha_thre), train)
+    return Frames(*(part.unflatten(0, (len(shot), *shot.size)) for part in frames))
 
 
-def cast(scene: Scene, shot: Shot, generator: torch.Generator | None = None) -> Rays:
+def camera_rays(scene: Scene, shot: Shot, generator: torch.Generator | None = None) -> Rays:
     """The rays of a shot, on the scene's device, view by view and row by row."""
     like = scene.blob_std
     origin, direction = (part.reshape(-1, 3).to(like) for part in rays(shot))
@@ -126,49 +126,49 @@ def cast(scene: Scene, shot: Shot, generator: torch.Generator | None = None) -> 
     return Rays(origin, direction, time, torch.rand(len(time), generator=generator, device=generator.device, dtype=like.dtype).to(like))
 
 
-def trace(scene: Scene, rays: Rays, look: Look, train: bool = False) -> Frames:
-    """What rays see, with a graph if `train`; see `render`. A ray's result does not depend on the others."""
+def render_rays(scene: Scene, rays: Rays, options: RenderOptions, train: bool = False) -> Frames:
+    """Colour, opacity and depth of rays, with a graph if `train`; see `render`. A ray's result does not depend on the others."""
     origin, direction = rays.origin, rays.direction
     grid, volume = scene.occupancy, scene.backend.volume
     samples = volume.march(origin, direction, grid.binary, scene.step_length, rays.jitter, grid.bounds())
     x, time = samples.points(origin, direction), rays.time.index_select(0, samples.ray)
 
-    def worth(density: Tensor) -> Tensor:
+    def visible(density: Tensor) -> Tensor:
         """Indices of the samples that show."""
-        least = grid.mean().clamp(max=scene.march.alpha if look.alpha is None else look.alpha)
-        return volume.visible(density, samples, len(origin), least, scene.march.transmittance).nonzero()[:, 0]
+        least = grid.mean().clamp(max=scene.march.alpha_thre if options.alpha_thre is None else options.alpha_thre)
+        return volume.visible(density, samples, len(origin), least, scene.march.early_stop_eps).nonzero()[:, 0]
 
     with torch.set_grad_enabled(train):
         if train:
-            keep, density, rgb = _seen_train(scene, x, time, look.blob_std, worth)
+            keep, density, rgb = _query_train(scene, x, time, options.blob_std, visible)
         else:
-            keep, density, rgb = _seen(scene, samples, x, time, look.blob_std, worth)
+            keep, density, rgb = _query(scene, samples, x, time, options.blob_std, visible)
         total = accumulate(density, rgb, samples.take(keep), len(origin), volume)
-        behind = scene.background_net(direction) if look.backdrop is None else look.backdrop.to(total.colour)
+        behind = scene.background_net(direction) if options.backdrop is None else options.backdrop.to(total.colour)
         return Frames(total.colour + (1 - total.opacity)[:, None] * behind, total.opacity, total.depth)
 
 
-def _seen(scene: Scene, samples: Samples, x: Tensor, time: Tensor, blob_std: float, worth: Worth) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of the samples to keep, their density and rgb. ROUND samples of every ray are looked at at once, front to back, and
+def _query(scene: Scene, samples: Samples, x: Tensor, time: Tensor, blob_std: float, visible: Visible) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of the samples to keep, their density and rgb. ROUND samples of every ray are queried at once, front to back, and
     no more of a ray once nothing can be seen behind them."""
     ray = samples.ray
     number = torch.arange(len(ray), device=x.device) - torch.searchsorted(ray, ray)
     rounds = number // ROUND
     density, rgb, depth = x.new_zeros(len(x)), torch.zeros_like(x), x.new_zeros(int(ray[-1]) + 1 if len(ray) else 0)
     for part in rounds.argsort(stable=True).split(rounds.bincount().tolist()):
-        part = part[(-depth[ray[part]]).exp() >= scene.march.transmittance]
+        part = part[(-depth[ray[part]]).exp() >= scene.march.early_stop_eps]
         for block in part.split(CHUNK):
             density[block], rgb[block] = scene.field(x[block], time[block], blob_std)
         depth.index_add_(0, ray[part], density[part] * samples.delta)
-    keep = worth(density)
+    keep = visible(density)
     return keep, density[keep], rgb[keep]
 
 
-def _seen_train(scene: Scene, x: Tensor, time: Tensor, blob_std: float, worth: Worth) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of the samples to keep, their density and rgb: a first look without a graph decides which samples get one."""
+def _query_train(scene: Scene, x: Tensor, time: Tensor, blob_std: float, visible: Visible) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of the samples to keep, their density and rgb: a first query without a graph decides which samples get one."""
     with torch.no_grad():
         known = scene.field.features(x, time)
-        keep = worth(scene.field.density_of(known, x, blob_std))
+        keep = visible(scene.field.density_of(known, x, blob_std))
     x, time, known = (part.index_select(0, keep) for part in (x, time, known))
     features = scene.field.attach(known, x, time)
     return keep, *scene.field.decode(features, x, blob_std)

@@ -142,7 +142,7 @@ def _transmittance(tau: Float[Tensor, " S"], ray: Int[Tensor, " S"], rays: int) 
 
 
 class Volume(NamedTuple):
-    """One implementation of marching and compositing. `TORCH` below is the plain one; its twins are in kernels/."""
+    """One implementation of marching and compositing. `TORCH` below is the plain one; other backends are in kernels/."""
 
     march: Callable[..., Samples]
     visible: Callable[[Tensor, Samples, int, float | Tensor, float], Tensor]

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from fourdfy_cli.errors import DAMAGED, DIVERGED, FAILURE, USAGE, FourdfyError
+from fourdfy_cli.store import migrate
 
-FORMAT, VERSION = "fourdfy", 1
+FORMAT = "fourdfy"
 HEADER = ("format", "version", "digest")
 REQUIRED = {"prompt": str, "seed": int, "recipe": dict, "stage": int, "step": int, "scene": dict}
 LAST, PREVIOUS = "last.pt", "last.prev.pt"
@@ -76,7 +77,7 @@ def load(path: Path) -> dict[str, Any]:
     except UNREADABLE:
         raise _refused(path, "is damaged, or not a fourdfy checkpoint") from None
     _verify(path, state)
-    return state
+    return migrate.migrated(state, state["version"])
 
 
 def recover(folder: Path, note: Callable[[str], None] = lambda _: None) -> dict[str, Any] | None:
@@ -175,7 +176,7 @@ def _complete(state: dict[str, Any]) -> dict[str, Any]:
     if missing:
         raise TypeError(f"a checkpoint needs {', '.join(missing)}")
     plain = _plain({key: value for key, value in state.items() if key not in HEADER}, "state")
-    return {"format": FORMAT, "version": VERSION, **plain, "digest": digest(plain)}
+    return {"format": FORMAT, "version": migrate.FORMAT, **plain, "digest": digest(plain)}
 
 
 def _plain(value: Any, key: str) -> Any:
@@ -212,9 +213,9 @@ def _verify(path: Path, state: Any) -> None:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise _refused(path, "is damaged" if state is None else "is not a fourdfy checkpoint")
     version = state.get("version")
-    if isinstance(version, int) and version > VERSION:
+    if isinstance(version, int) and version > migrate.FORMAT:
         raise FourdfyError(f"{path} was written by a newer fourdfy (format {version})", "pip install --upgrade fourdfy", DAMAGED)
-    whole = version == VERSION and all(isinstance(state.get(key), kind) for key, kind in REQUIRED.items())
+    whole = type(version) is int and version >= 1 and all(isinstance(state.get(key), kind) for key, kind in REQUIRED.items())
     if not whole or state.get("digest") != digest(state):
         raise _refused(path, "is damaged: its contents do not match its digest")
 

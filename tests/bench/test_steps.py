@@ -13,7 +13,7 @@ from fourdfy_cli import hybrid, presets
 from fourdfy_cli.bench import steps as bench
 from fourdfy_cli.bench.kernels import machine
 from fourdfy_cli.cli import main
-from fourdfy_cli.config import Branch, Models, Recipe, Shots
+from fourdfy_cli.config import Branch, Models, Recipe
 from fourdfy_cli.diffusion.lora import trainable
 from fourdfy_cli.errors import ENVIRONMENT, MEMORY, OK, USAGE, FourdfyError
 from fourdfy_cli.memory import DIRECT, LADDER
@@ -26,13 +26,11 @@ PROMPT = "a panda dancing"
 def small() -> Recipe:
     """The paper's preset in the least that its tiny models step through."""
     recipe = replace(presets.tiny(presets.paper()), models=Models("random", size="tiny"), frames=2)
-    for name in ("multiview", "image", "video"):
-        branch: Branch = getattr(recipe, name)
-        scores = tuple(replace(score, size=(64, 64)) for score in branch.scores)
-        coarse = (4, 4) if branch.shots[0].coarse else None
-        shots = tuple(replace(shots, size=(8, 8), coarse=shots.coarse and coarse) for shots in branch.shots)
-        recipe = replace(recipe, **{name: Branch(shots, scores)})
-    return replace(recipe, march=replace(recipe.march, samples=24, cells=8))
+
+    def least(branch: Branch) -> Branch:
+        return replace(branch, model_size=(64, 64), size=(8, 8), coarse=branch.coarse and (4, 4))
+
+    return presets.each_branch(replace(recipe, march=replace(recipe.march, samples=24, resolution=8)), least)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,8 +43,8 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def third() -> bench.Stand:
-    return bench.stand(small(), 3, PROMPT, CPU)
+def third() -> bench.StageSetup:
+    return bench.set_up(small(), 3, PROMPT, CPU)
 
 
 @pytest.fixture(autouse=True)
@@ -58,9 +56,9 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_looks_of_the_paper():
     paper = presets.paper()
-    assert list(bench.looks(paper, 1, "multiview")) == [("8 of 64 x 64", 0.5, 0), ("4 of 256 x 256", 0.5, 500_000)]
-    assert list(bench.looks(paper, 3, "video")) == [("16 of 160 x 288", 1.0, 0)]
-    assert list(bench.looks(paper, 2, "image")) == [("1 of 256 x 256", 1.0, 0)]
+    assert list(bench.picture_sizes(paper, 1, "multiview")) == [("8 of 64 x 64", 0.5, 0), ("4 of 256 x 256", 0.5, 500_000)]
+    assert list(bench.picture_sizes(paper, 3, "video")) == [("16 of 160 x 288", 1.0, 0)]
+    assert list(bench.picture_sizes(paper, 2, "image")) == [("1 of 256 x 256", 1.0, 0)]
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)
@@ -68,10 +66,10 @@ def test_moments_draw_what_the_bench_says(name: str):
     """Whatever the preset, the coins fall as wanted, and the pictures are those named, at the start of a look and some steps later."""
     recipe = presets.preset(name)
     for stage in (1, 2, 3):
-        here = bench.Stand(recipe, stage, None, {}, None, CPU)
+        here = bench.StageSetup(recipe, stage, None, {}, None, CPU)
         for branch in recipe.stage(stage).chances():
-            assert sum(part for _, part, _ in bench.looks(recipe, stage, branch)) == pytest.approx(1)
-            for pictures, _, first in bench.looks(recipe, stage, branch):
+            assert sum(part for _, part, _ in bench.picture_sizes(recipe, stage, branch)) == pytest.approx(1)
+            for pictures, _, first in bench.picture_sizes(recipe, stage, branch):
                 for step in (first, first + 1, first + 40):
                     moment = here.moment(branch, step)
                     shot = hybrid.draw_shot(branch, moment)
@@ -81,7 +79,7 @@ def test_moments_draw_what_the_bench_says(name: str):
 
 
 def test_the_closest_camera():
-    here = bench.Stand(presets.paper(), 3, None, {}, None, CPU)
+    here = bench.StageSetup(presets.paper(), 3, None, {}, None, CPU)
     shot = hybrid.draw_shot("image", here.moment("image", 7, close=True))
     assert torch.rad2deg(shot.fovy).item() == pytest.approx(15) and shot.c2w[0, :3, 3].norm().item() == pytest.approx(2.5)
 
@@ -102,7 +100,7 @@ def test_every_branch_of_every_stage_is_measured():
     assert stages[2]["bytes"] == max(row.bytes for row in rows if row.stage == 3)
 
 
-def test_steps_work_but_change_nothing(third: bench.Stand):
+def test_steps_work_but_change_nothing(third: bench.StageSetup):
     twin = third.guidances["image"].lora_unet
     before = {name: value.clone() for name, value in third.scene.state_dict().items() if not name.startswith("occupancy")}
     learnt = {name: value.clone() for name, value in trainable(twin)}
@@ -116,13 +114,13 @@ def test_steps_work_but_change_nothing(third: bench.Stand):
 
 
 def test_resident_memory_counts_every_tensor_once():
-    apart = bench.stand(small(), 2, PROMPT, CPU)
-    shared = bench.stand(replace(small(), vsd=replace(small().vsd, share_base=True)), 2, PROMPT, CPU)
+    apart = bench.set_up(small(), 2, PROMPT, CPU)
+    shared = bench.set_up(replace(small(), vsd=replace(small().vsd, share_base=True)), 2, PROMPT, CPU)
     base = sum(p.numel() for name, p in shared.guidances["image"].diffusion.unet.named_parameters())
     assert apart.resident() - shared.resident() == 4 * base
     guidances = apart.guidances
     networks = [guidances["multiview"].diffusion.unet, guidances["multiview"].diffusion.vae, guidances["image"].diffusion.unet]
-    networks += [guidances["image"].diffusion.vae, guidances["image"].twin.unet, apart.scene]
+    networks += [guidances["image"].diffusion.vae, guidances["image"].lora.unet, apart.scene]
     expected = sum(t.numel() * t.element_size() for m in networks for t in (*m.parameters(), *m.buffers()))
     assert apart.resident() == expected
 
@@ -131,13 +129,13 @@ def test_smaller_pieces_take_less(monkeypatch: pytest.MonkeyPatch):
     ladder = (DIRECT, replace(DIRECT, rays=256, frames=1))
     monkeypatch.setattr(bench, "LADDER", ladder)
     recipe = small()
-    recipe = replace(recipe, frames=8, video=replace(recipe.video, shots=(Shots((24, 24)),) * 3))
+    recipe = presets.each_branch(replace(recipe, frames=8), lambda branch: replace(branch, size=(24, 24)))
     direct, pieces = bench.ladder(recipe, PROMPT, CPU)
     assert direct["of_direct"] is None and pieces["of_direct"] == pytest.approx(pieces["bytes"] / direct["bytes"])
     assert pieces["step_bytes"] < direct["step_bytes"] / 2 and direct["seconds"] > 0
 
 
-def test_out_of_memory_goes_down_the_ladder(third: bench.Stand, monkeypatch: pytest.MonkeyPatch):
+def test_out_of_memory_goes_down_the_ladder(third: bench.StageSetup, monkeypatch: pytest.MonkeyPatch):
     real, tried = hybrid.step, []
 
     def scarce(scene, guidances, moment, chunks):

@@ -9,7 +9,7 @@ import types
 from pathlib import Path
 
 import pytest
-from test_render import TINY, decode, save
+from samples import TINY, decode, fails, isolated, save  # noqa: F401
 
 from fourdfy_cli import __version__, config, presets
 from fourdfy_cli.cli import main
@@ -18,14 +18,6 @@ from fourdfy_cli.memory import Machine
 from fourdfy_cli.store.folder import run_folder
 
 DOG = "a red dog jumping"
-
-
-@pytest.fixture(autouse=True)
-def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("FOURDFY_")]:
-        monkeypatch.delenv(name)
-    return tmp_path
 
 
 class Train:
@@ -53,23 +45,6 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Train:
     stub = Train()
     monkeypatch.setitem(sys.modules, "fourdfy_cli.run.train", types.SimpleNamespace(run=stub))
     return stub
-
-
-def fails(capsys: pytest.CaptureFixture[str], args: list[str], code: int, *words: str) -> None:
-    """The command line ends with this code, one line of error with these words, one hint; the folder stays as it is."""
-    before = sorted(Path.cwd().rglob("*"))
-    capsys.readouterr()
-    assert main.run(args) == code
-    captured = capsys.readouterr()
-    error, hint = captured.err.splitlines()
-    assert error.startswith("error: ") and hint.startswith("hint:  ") and len(hint) > 8 and captured.out == ""
-    assert all(word in error + hint for word in words), (error, hint)
-    assert sorted(Path.cwd().rglob("*")) == before
-    assert main.run([*args, "--json"]) == code
-    envelope = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (
-        envelope["ok"] is False and envelope["error"]["code"] == code and envelope["error"]["hint"] and envelope["version"] == __version__
-    )
 
 
 @pytest.mark.parametrize(

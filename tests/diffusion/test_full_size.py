@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fourdfy_cli import hybrid
+from fourdfy_cli import hybrid, presets
 from fourdfy_cli.config import Branch, Models, Recipe
 from fourdfy_cli.diffusion import sets
 from fourdfy_cli.guidance.build import build
-from fourdfy_cli.hybrid import Moment
+from fourdfy_cli.hybrid import StepContext
 from fourdfy_cli.scene.scene import Scene
 
 pytestmark = pytest.mark.slow
@@ -24,26 +24,25 @@ SIZES = {"multiview": 867_572_164, "image": 865_910_724, "video": 1_411_233_860}
 
 def small(branch: Branch) -> Branch:
     """The branch with the smallest pictures that four levels can halve."""
-    first, second, third = (replace(score, size=(64, 64)) for score in branch.scores)
-    return replace(branch, scores=(first, second, third))
+    return replace(branch, model_size=(64, 64))
 
 
 @pytest.mark.parametrize("branch", CHANCES)
 def test_a_step_of_each_branch(tiny: Recipe, branch: str) -> None:
     p_3d, p_image = CHANCES[branch]
+    tiny = presets.each_branch(tiny, small)
     recipe = replace(
         tiny,
         models=Models(set="random", size="full"),
         frames=2,
         stage3=replace(tiny.stage3, p_3d=p_3d, p_image=p_image),
-        **{name: small(getattr(tiny, name)) for name in CHANCES},
     )
     specs = sets.specs(recipe.models, sets.roles([branch], recipe.vsd))
     guidances = build(recipe, "a panda dancing", specs, "cpu", torch.float32, [branch])
     assert sum(parameter.numel() for parameter in guidances[branch].diffusion.unet.parameters()) == SIZES[branch]
     scene = Scene(recipe.field, recipe.background, recipe.march, 0)
-    moment = Moment(recipe, 0, 3, 1)
-    hybrid.look_around(scene, replace(moment, step=0))
+    moment = StepContext(recipe, 0, 3, 1)
+    hybrid.maybe_update_occupancy(scene, replace(moment, step=0))
     outcome = hybrid.step(scene, guidances, moment)
     assert outcome.branch == branch
     assert outcome.losses["grad_norm"] > 0

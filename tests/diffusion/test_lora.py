@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from reference_guidance import pictures, save_models, shot
 
-from fourdfy_cli.config import Score, constant
+from fourdfy_cli.config import Branch, constant
 from fourdfy_cli.diffusion import lora, models, network, sizes
 from fourdfy_cli.diffusion.models import ModelSpec
 from fourdfy_cli.diffusion.noise import Schedule
@@ -28,7 +28,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
 
 
 def made(spec: ModelSpec, seed: int = 0, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
-    return lora.twin(spec, RANK, "cpu", dtype, torch.Generator().manual_seed(seed))
+    return lora.lora_unet(spec, RANK, "cpu", dtype, torch.Generator().manual_seed(seed))
 
 
 def inputs(batch: int = 2) -> tuple[torch.Tensor, int, torch.Tensor]:
@@ -176,7 +176,7 @@ def storages(*networks: torch.nn.Module) -> dict[int, int]:
 def test_twin_on_the_prior_itself(spec: ModelSpec, dtype: torch.dtype) -> None:
     """The prior's outputs stay bitwise its own, before and after the twin has learnt; the frozen weights exist once."""
     prior = models.load_unet(spec, "cpu", dtype)
-    alone, unet = sum(storages(prior).values()), lora.shared_twin(prior, RANK, torch.Generator().manual_seed(0))
+    alone, unet = sum(storages(prior).values()), lora.shared_lora_unet(prior, RANK, torch.Generator().manual_seed(0))
     trained = sum(parameter.numel() * 4 for _, parameter in lora.trainable(unet))
     assert sum(storages(prior, unet).values()) == alone + trained
     assert trained < alone / 4
@@ -195,7 +195,7 @@ def test_twin_on_the_prior_itself(spec: ModelSpec, dtype: torch.dtype) -> None:
 
 
 def test_twin_on_the_prior_is_the_twin_of_its_file(spec: ModelSpec) -> None:
-    one, other = made(spec), lora.shared_twin(models.load_unet(spec, "cpu", torch.float32), RANK, torch.Generator().manual_seed(0))
+    one, other = made(spec), lora.shared_lora_unet(models.load_unet(spec, "cpu", torch.float32), RANK, torch.Generator().manual_seed(0))
     assert one.state_dict().keys() == other.state_dict().keys()
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
 
@@ -216,13 +216,13 @@ class AsVelocity(torch.nn.Module):
 def test_equation_4_vanishes_across_prediction_types(spec: ModelSpec) -> None:
     """A prior that predicts eps and a twin that predicts v, both standing for the same eps, pull nothing; once the twin learns, they do."""
     prior = models.load(replace(spec, prediction="epsilon"), "cpu", torch.float64)
-    unet = lora.shared_twin(prior.unet, RANK, torch.Generator().manual_seed(0))
+    unet = lora.shared_lora_unet(prior.unet, RANK, torch.Generator().manual_seed(0))
     schedule = replace(prior.schedule, prediction="v_prediction")
     words = torch.randn(2, 5, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     texts = Texts("a dog", dict(zip(("a dog", ""), words, strict=True)))
     guidance = VariationalGuidance(prior, replace(prior, unet=AsVelocity(unet, schedule), schedule=schedule), texts, 0.0)
     rgb, at = pictures(1), shot([30.0])
-    alike = Score(1.0, 1.0, constant(0.3), constant(0.4), size=(64, 64))
+    alike = Branch((64, 64), 1.0, 1.0, constant(0.3), constant(0.4), model_size=(64, 64))
     usual = guidance(rgb, at, replace(alike, scale=7.5), 0.5, torch.Generator().manual_seed(0)).grad.abs().max()
     assert guidance(rgb, at, alike, 0.5, torch.Generator().manual_seed(0)).grad.abs().max() < 1e-12 * usual
     before = lora.lora_state(unet)
@@ -231,7 +231,7 @@ def test_equation_4_vanishes_across_prediction_types(spec: ModelSpec) -> None:
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert {name for name in before if "lora_B" in name} | {"class_embedding.linear_2.weight"} <= moved
     assert guidance(rgb, at, alike, 0.5, torch.Generator().manual_seed(0)).grad.abs().max() > 1e-6 * usual
-    said_wrong = replace(guidance, twin=replace(guidance.twin, schedule=prior.schedule))
+    said_wrong = replace(guidance, lora=replace(guidance.lora, schedule=prior.schedule))
     assert said_wrong(rgb, at, alike, 0.5, torch.Generator().manual_seed(0)).grad.abs().max() > 0.01 * usual
 
 

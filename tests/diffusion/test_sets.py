@@ -121,8 +121,8 @@ def test_half_precision_networks_pull_single_precision_pictures(tiny: dict[str, 
         c2w = orbit_camera(turn, torch.full((views,), 0.3), torch.full((views,), 2.7))
         at = Shot(c2w, torch.full((views,), 0.7), torch.arange(views) / 8, (64, 64))
         rgb = torch.rand(views, 64, 64, 3, generator=torch.Generator().manual_seed(0))
-        score = replace(getattr(recipe, name).scores[2], size=(64, 64))
-        pulled, wanted = (which[name](rgb, at, score, 0.5, torch.Generator().manual_seed(1)) for which in (made, exact))
+        settings = replace(getattr(recipe.stage3, name), model_size=(64, 64))
+        pulled, wanted = (which[name](rgb, at, settings, 0.5, torch.Generator().manual_seed(1)) for which in (made, exact))
         assert pulled.grad.dtype == torch.float32
         assert pulled.grad.isfinite().all()
         assert torch.cosine_similarity(pulled.grad.flatten(), wanted.grad.flatten(), 0) > 0.9
@@ -133,25 +133,25 @@ def test_half_precision_networks_pull_single_precision_pictures(tiny: dict[str, 
 
 
 @pytest.mark.parametrize("share", [False, True])
-def test_twin_is_of_its_own_network_or_of_the_image_model(tiny: dict[str, ModelSpec], share: bool) -> None:
+def test_lora_is_on_its_own_network_or_of_the_image_model(tiny: dict[str, ModelSpec], share: bool) -> None:
     recipe = replace(preset("nano"), vsd=Vsd(share_base=share))
     guidance = build.build(recipe, "a panda", tiny, "cpu", torch.float32, ["image"])["image"]
-    assert guidance.twin.schedule.prediction == ("epsilon" if share else "v_prediction")
-    assert (guidance.twin.unet.conv_in.weight is guidance.diffusion.unet.conv_in.weight) == share
-    assert guidance.twin.vae is guidance.diffusion.vae
+    assert guidance.lora.schedule.prediction == ("epsilon" if share else "v_prediction")
+    assert (guidance.lora.unet.conv_in.weight is guidance.diffusion.unet.conv_in.weight) == share
+    assert guidance.lora.vae is guidance.diffusion.vae
 
 
-def test_nano_twin_shares_the_image_model() -> None:
+def test_nano_lora_shares_the_image_model() -> None:
     recipe = preset("nano")
     given = sets.specs(recipe.models, sets.roles(["image"], recipe.vsd))
     guidance = build.build(recipe, "a red dog", given, "cpu", torch.float32, ["image"])["image"]
-    assert guidance.twin.unet.conv_in.weight is guidance.diffusion.unet.conv_in.weight
-    assert guidance.twin.schedule == guidance.diffusion.schedule
+    assert guidance.lora.unet.conv_in.weight is guidance.diffusion.unet.conv_in.weight
+    assert guidance.lora.schedule == guidance.diffusion.schedule
 
 
-def test_twin_of_another_kind_of_model(tiny: dict[str, ModelSpec]) -> None:
+def test_lora_on_another_kind_of_model(tiny: dict[str, ModelSpec]) -> None:
     given = {"image": NANO["image"], "lora": tiny["lora"]}
-    with pytest.raises(FourdfyError, match="cannot be the twin.*in_channels 4, not 12") as caught:
+    with pytest.raises(FourdfyError, match="cannot carry the LoRA.*in_channels 4, not 12") as caught:
         build.build(preset("nano"), "a red dog", given, "cpu", torch.float32, ["image"])
     assert (caught.value.code, caught.value.hint) == (2, "--set vsd.share_base=true")
 

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_recipe
 from PIL import Image
-from test_cli import fails, isolated  # noqa: F401
-from test_train import Watch, lines
+from samples import Watch, fails, isolated, lines, tiny_recipe  # noqa: F401
 
 from fourdfy_cli import presets
 from fourdfy_cli.cli import main
@@ -37,10 +35,10 @@ def short() -> Recipe:
     stages = {
         "stage1": dataclasses.replace(tiny.stage1, steps=1),
         "stage2": dataclasses.replace(tiny.stage2, steps=2, p_3d=0.95),
-        "stage3": dataclasses.replace(tiny.stage3, steps=1, p_3d=0.95, reach=0),
+        "stage3": dataclasses.replace(tiny.stage3, steps=1, p_3d=0.95, dilation=0),
     }
     field = Field(Grid(2, 1, 7, 4, 2.0), Grid(2, 1, 7, 3, 2.0), hidden=4)
-    return dataclasses.replace(tiny, **stages, field=field, march=March(samples=12, cells=8, refresh=1, warmup=2))
+    return dataclasses.replace(tiny, **stages, field=field, march=March(samples=12, resolution=8, update_every=1, warmup_steps=2))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,19 +73,19 @@ def test_what_each_row_leaves_out(recipe: Recipe):
 def test_image_guidance_that_comes_first_starts_as_the_3d_guidance_does(recipe: Recipe):
     changed = row_recipe(recipe, "no-3d")
     for progress in (0, 0.3, 0.9):
-        ours, theirs = changed.image.scores[0], recipe.multiview.scores[0]
+        ours, theirs = changed.stage1.image, recipe.stage1.multiview
         assert (ours.low.at(progress), ours.high.at(progress)) == (theirs.low.at(progress), theirs.high.at(progress))
-    assert changed.stage1.rates.lora == recipe.stage2.rates.lora > 0
-    assert changed.image.scores[1:] == recipe.image.scores[1:]
+    assert changed.stage1.lr.lora == recipe.stage2.lr.lora > 0
+    assert (changed.stage2.image, changed.stage3.image) == (recipe.stage2.image, recipe.stage3.image)
 
 
 @BOTH
 def test_deformation_freezes_what_is_static(recipe: Recipe):
     stage = row_recipe(recipe, "deformation").stage3
-    assert (stage.rates.static, stage.rates.nets, stage.rates.background, stage.rates.lora) == (0, 0, 0, 0)
-    assert stage.rates.dynamic == pytest.approx(recipe.stage3.rates.dynamic / 10) and stage.dynamic_always
+    assert (stage.lr.static, stage.lr.nets, stage.lr.background, stage.lr.lora) == (0, 0, 0, 0)
+    assert stage.lr.dynamic == pytest.approx(recipe.stage3.lr.dynamic / 10) and stage.dynamic_always
     assert stage.blob.at(0) == stage.blob.at(1) == recipe.stage2.blob.at(1)
-    assert recipe.name != "paper" or stage.rates.dynamic == pytest.approx(1e-3)  # METHOD of the released code
+    assert recipe.name != "paper" or stage.lr.dynamic == pytest.approx(1e-3)  # METHOD of the released code
 
 
 def test_rows_are_those_of_table_2():

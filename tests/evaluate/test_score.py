@@ -9,8 +9,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from test_evaluate_videos import film
-from test_render import save
+from samples import film, save
 
 from fourdfy_cli.cli import main
 from fourdfy_cli.errors import FourdfyError
@@ -188,10 +187,10 @@ def test_unknown_clip_and_missing_prompt_file(films: Path, tmp_path: Path):
 def test_looking_in_batches_changes_nothing(monkeypatch: pytest.MonkeyPatch):
     clip = load_clip("nano")
     frames = list(np.random.default_rng(0).integers(0, 256, (11, 20, 20, 3), dtype=np.uint8))
-    whole = command.look(clip, frames)
+    whole = command.embed(clip, frames)
     for size in (1, 2, 3, 10):
         monkeypatch.setattr(command, "BATCH", size)
-        assert torch.allclose(command.look(clip, frames), whole, atol=1e-6)
+        assert torch.allclose(command.embed(clip, frames), whole, atol=1e-6)
     pixels = np.stack(frames) / 255.0
     assert whole[0, -2:].tolist() == [0, 0] and whole[1, -1] == 0
     assert whole[5, -2] == pytest.approx(np.abs(pixels[5] - pixels[4]).mean(), rel=1e-5)

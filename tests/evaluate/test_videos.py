@@ -7,20 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_render import TINY, save, scene
+from samples import TINY, film, save, scene
 
 from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.evaluate import videos
 from fourdfy_cli.output import render
 from fourdfy_cli.scene.cameras import mav3d
-
-
-def film(path: Path, frames: int = 4, size: tuple[int, int] = (32, 32), fps: float = 15, seed: int = 0) -> Path:
-    """A video of smooth pictures of height and width `size`, different for each seed."""
-    y, x = np.mgrid[: size[0], : size[1]]
-    waves = [np.sin((x + 3 * k) / 9 + seed) + np.cos((y + 2 * k) / 7 + 2 * seed) for k in range(frames)]
-    pictures = [np.stack([127 + 60 * wave, 127 - 60 * wave, np.full_like(wave, 40.0 * (seed % 6))], -1).astype(np.uint8) for wave in waves]
-    return render.write_video(path, iter(pictures), fps)
 
 
 def prompts(found: list[videos.Video]) -> dict[str, str]:

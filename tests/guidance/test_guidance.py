@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from reference_guidance import DOUBLE, Exact, World, close, direct, drawn, exact_scheduler, pictures, seeded, shot, to_x0, velocity
 from torch import Tensor
 
-from fourdfy_cli.config import Ramp, Score, constant
+from fourdfy_cli.config import Branch, Ramp, constant
 from fourdfy_cli.diffusion import lora, models, text
 from fourdfy_cli.diffusion.text import Texts
 from fourdfy_cli.errors import FourdfyError
-from fourdfy_cli.guidance import build, pull
+from fourdfy_cli.guidance import base, build
 from fourdfy_cli.guidance.multiview import MultiviewGuidance
 from fourdfy_cli.guidance.variational import VariationalGuidance
 from fourdfy_cli.guidance.video import VideoGuidance
@@ -25,7 +25,7 @@ from fourdfy_cli.presets import preset
 from fourdfy_cli.scene.cameras import Shot
 
 PROMPT = "a red dog"
-SCORE = Score(3.0, 0.7, constant(0.3), constant(0.4), size=(64, 64), form="reconstruction", rescale=0.5)
+BRANCH = Branch((64, 64), 3.0, 0.7, constant(0.3), constant(0.4), model_size=(64, 64), form="reconstruction", rescale=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def variational(world: World, drop: float = 0.0) -> VariationalGuidance:
-    unet = lora.twin(world.specs["image"], 4, "cpu", DOUBLE, seeded())
+    unet = lora.lora_unet(world.specs["image"], 4, "cpu", DOUBLE, seeded())
     return VariationalGuidance(world.models["image"], replace(world.models["image"], unet=unet), world.texts, drop)
 
 
@@ -47,7 +47,7 @@ def variational(world: World, drop: float = 0.0) -> VariationalGuidance:
 def test_multiview_is_equation_3(world: World, views: int, form: str) -> None:
     rgb, at = pictures(views), shot([10.0 + 90 * k for k in range(views)])
     guidance = MultiviewGuidance(world.models["multiview"], world.texts)
-    ours = guidance(rgb, at, replace(SCORE, form=form), 0.5, seeded())
+    ours = guidance(rgb, at, replace(BRANCH, form=form), 0.5, seeded())
     z, eps, t, scheduler = drawn(world, rgb)
     z_t = scheduler.add_noise(z, eps, torch.tensor([t]))
     camera = at.c2w.clone()
@@ -66,11 +66,11 @@ def test_multiview_is_equation_3(world: World, views: int, form: str) -> None:
 
 def test_multiview_looks_at_the_cameras_and_at_other_views(world: World) -> None:
     guidance, rgb = MultiviewGuidance(world.models["multiview"], world.texts), pictures(4)
-    here = guidance(rgb, shot([0.0, 90, 180, 270]), SCORE, 0.5, seeded()).grad
-    assert (guidance(rgb, shot([45.0, 135, 225, 315]), SCORE, 0.5, seeded()).grad - here).abs().max() > 1e-6
+    here = guidance(rgb, shot([0.0, 90, 180, 270]), BRANCH, 0.5, seeded()).grad
+    assert (guidance(rgb, shot([45.0, 135, 225, 315]), BRANCH, 0.5, seeded()).grad - here).abs().max() > 1e-6
     changed = rgb.clone()
     changed[0] = 0
-    plain = replace(SCORE, rescale=0.0)  # rescaling mixes views too
+    plain = replace(BRANCH, rescale=0.0)  # rescaling mixes views too
     other = guidance(changed, shot([0.0, 90, 180, 270]), plain, 0.5, seeded()).grad
     assert (other - guidance(rgb, shot([0.0, 90, 180, 270]), plain, 0.5, seeded()).grad)[1:].abs().max() > 1e-8
 
@@ -81,8 +81,8 @@ def test_multiview_looks_at_the_cameras_and_at_other_views(world: World) -> None
 def test_video_is_equation_6(world: World, azimuth: float, words: str, form: str) -> None:
     frames = 4
     rgb, at = pictures(frames), shot([azimuth] * frames, moving=True)
-    score = replace(SCORE, form=form, view_words=(45.0, 45.0))
-    ours = VideoGuidance(world.models["video"], world.texts)(rgb, at, score, 0.5, seeded())
+    branch = replace(BRANCH, form=form, view_words=(45.0, 45.0))
+    ours = VideoGuidance(world.models["video"], world.texts)(rgb, at, branch, 0.5, seeded())
     generator = seeded()
     t = int(torch.randint(300, 401, (), generator=generator))
     vae = world.models["video"].vae
@@ -109,13 +109,13 @@ def test_variational_is_equation_4_and_5(world: World, azimuth: float, words: st
     with torch.no_grad():
         for _, parameter in lora.trainable(guidance.lora_unet):
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=seeded(7)))
-    ours = guidance(rgb, at, replace(SCORE, view_words=(45.0, 45.0)), 0.5, seeded())
+    ours = guidance(rgb, at, replace(BRANCH, view_words=(45.0, 45.0)), 0.5, seeded())
     z, eps, t, scheduler = drawn(world, rgb)
     z_t, abar = scheduler.add_noise(z, eps, torch.tensor([t])), scheduler.alphas_cumprod[t]
     raw = at.c2w.reshape(-1, 16)
     cond, uncond = (velocity(world.models["image"].unet, z_t, t, world.texts[w]) for w in (f"{PROMPT}, {words}", ""))
-    low_rank = velocity(guidance.lora_unet, z_t, t, world.texts[PROMPT], raw)
-    g = (1 - abar) * abar.sqrt() * (uncond + 3.0 * (cond - uncond) - low_rank)  # eps = sigma z_t + alpha v, and z_t cancels
+    lora_network = velocity(guidance.lora_unet, z_t, t, world.texts[PROMPT], raw)
+    g = (1 - abar) * abar.sqrt() * (uncond + 3.0 * (cond - uncond) - lora_network)  # eps = sigma z_t + alpha v, and z_t cancels
     close(ours.grad, 0.7 * direct(world.models["image"].vae, rgb, 64, z - g))
     assert ours.loss == pytest.approx(0.7 * 0.5 * g.square().sum().item(), rel=1e-9)
 
@@ -135,7 +135,7 @@ def test_variational_is_equation_4_and_5(world: World, azimuth: float, words: st
 
 def test_variational_vanishes_while_the_twin_is_the_prior(world: World) -> None:
     guidance, rgb, at = variational(world), pictures(1), shot([30.0])
-    alike = replace(SCORE, scale=1.0, view_words=None)
+    alike = replace(BRANCH, scale=1.0, view_words=None)
     assert guidance(rgb, at, alike, 0.5, seeded()).grad.abs().max() < 1e-12
     assert guidance(rgb, at, replace(alike, scale=3.0), 0.5, seeded()).grad.abs().max() > 1e-6
     before = lora.lora_state(guidance.lora_unet)
@@ -171,7 +171,7 @@ def test_camera_is_dropped_with_its_chance(world: World) -> None:
         assert abs(dropped - expected) <= (2 if drop == 0.5 else 0)
 
 
-def all_three(world: World) -> list[tuple[pull.Guidance, Tensor, Shot]]:
+def all_three(world: World) -> list[tuple[base.Guidance, Tensor, Shot]]:
     return [
         (MultiviewGuidance(world.models["multiview"], world.texts), pictures(4), shot([0.0, 90, 180, 270])),
         (variational(world), pictures(1), shot([20.0])),
@@ -182,18 +182,18 @@ def all_three(world: World) -> list[tuple[pull.Guidance, Tensor, Shot]]:
 def test_repeats_from_its_generator_and_scales_with_weight(world: World) -> None:
     for guidance, rgb, at in all_three(world):
         torch.manual_seed(1)
-        one = guidance(rgb, at, SCORE, 0.5, seeded(4))
+        one = guidance(rgb, at, BRANCH, 0.5, seeded(4))
         torch.manual_seed(2)
-        other = guidance(rgb, at, SCORE, 0.5, seeded(4))
+        other = guidance(rgb, at, BRANCH, 0.5, seeded(4))
         assert torch.equal(one.grad, other.grad)
-        assert not torch.equal(one.grad, guidance(rgb, at, SCORE, 0.5, seeded(5)).grad)
-        double = guidance(rgb, at, replace(SCORE, weight=1.4), 0.5, seeded(4))
+        assert not torch.equal(one.grad, guidance(rgb, at, BRANCH, 0.5, seeded(5)).grad)
+        double = guidance(rgb, at, replace(BRANCH, weight=1.4), 0.5, seeded(4))
         close(double.grad, 2 * one.grad)
         assert double.loss == pytest.approx(2 * one.loss)
 
 
 def test_level_follows_progress(world: World) -> None:
-    falling = replace(SCORE, low=Ramp(0.98, 0.02, 0.0, 0.8), high=Ramp(0.98, 0.5, 0.0, 0.8))
+    falling = replace(BRANCH, low=Ramp(0.98, 0.02, 0.0, 0.8), high=Ramp(0.98, 0.5, 0.0, 0.8))
     for guidance, rgb, at in all_three(world):
         assert guidance(rgb, at, falling, 0.0, seeded()).logs["t"] == 980
     for guidance, rgb, at in all_three(world)[:1]:
@@ -204,25 +204,18 @@ def test_level_follows_progress(world: World) -> None:
 def test_graph_of_the_pictures_is_left_alone(world: World) -> None:
     for guidance, rgb, at in all_three(world):
         leaf = rgb.clone().requires_grad_(True)
-        pulled = guidance(leaf * 1.0, at, SCORE, 0.5, seeded())
+        pulled = guidance(leaf * 1.0, at, BRANCH, 0.5, seeded())
         assert leaf.grad is None
         assert not pulled.grad.requires_grad
         assert pulled.grad.shape == rgb.shape
-
-
-def test_form_must_be_known(world: World) -> None:
-    guidance, rgb, at = all_three(world)[0]
-    with pytest.raises(FourdfyError) as caught:
-        guidance(rgb, at, replace(SCORE, form="sjc"), 0.5, seeded())
-    assert caught.value.code == 2
 
 
 @pytest.mark.parametrize("size", [32, 64, 80])
 @pytest.mark.parametrize("pixels", [0.0, 3.0])
 def test_pull_through_resize_and_encoder(world: World, size: int, pixels: float) -> None:
     rgb, vae = pictures(2, size), world.models["image"].vae
-    g, score = torch.randn(2, 12, 8, 8, dtype=DOUBLE, generator=seeded(3)), replace(SCORE, pixels=pixels)
-    ours = pull.through_encoder(vae, rgb, score, 2, lambda z: g / 2, seeded())
+    g, branch = torch.randn(2, 12, 8, 8, dtype=DOUBLE, generator=seeded(3)), replace(BRANCH, pixel_weight=pixels)
+    ours = base.through_encoder(vae, rgb, branch, 2, lambda z: g / 2, seeded())
     leaf = rgb.clone().requires_grad_(True)
     picture = F.interpolate(leaf.permute(0, 3, 1, 2), (64, 64), mode="bilinear")
     with torch.no_grad():
@@ -234,7 +227,7 @@ def test_pull_through_resize_and_encoder(world: World, size: int, pixels: float)
     assert ours.loss == pytest.approx(0.7 * 0.5 * g.square().sum().item() / 2)
     assert ours.logs["grad_norm"] == pytest.approx(ours.grad.norm().item())
     for chunk in (1, 2):
-        close(pull.through_encoder(vae, rgb, score, 2, lambda z: g / 2, seeded(), chunk).grad, ours.grad)
+        close(base.through_encoder(vae, rgb, branch, 2, lambda z: g / 2, seeded(), chunk).grad, ours.grad)
 
 
 @pytest.mark.parametrize("kind, pixels", [("multiview", 0.0), ("multiview", 5.0), ("video", 0.0)])
@@ -243,10 +236,10 @@ def test_exact_denoiser_pulls_pictures_to_its_mean(world: World, kind: str, pixe
     vae, schedule = world.models["image"].vae, world.models["image"].schedule
     with torch.no_grad():
         mu, _ = models.encode(vae, pictures(4, seed=8).permute(0, 3, 1, 2))
-    rgb, at, score = (
+    rgb, at, branch = (
         torch.full((4, 64, 64, 3), 0.5, dtype=DOUBLE),
         shot([0.0, 90, 180, 270]),
-        replace(SCORE, scale=1.0, weight=1.0, pixels=pixels),
+        replace(BRANCH, scale=1.0, weight=1.0, pixel_weight=pixels),
     )
     center = mu.transpose(0, 1)[None] if kind == "video" else mu
     diffusion = replace(world.models["image"], unet=Exact(schedule, center, 0.05))
@@ -258,7 +251,7 @@ def test_exact_denoiser_pulls_pictures_to_its_mean(world: World, kind: str, pixe
 
     start, optimizer = distance(), torch.optim.Adam([rgb.requires_grad_(True)], 0.03)
     for step in range(25):
-        rgb.grad = guidance(rgb, at, score, step / 25, seeded(step)).grad
+        rgb.grad = guidance(rgb, at, branch, step / 25, seeded(step)).grad
         optimizer.step()
     assert distance() < 0.2 * start
 
@@ -273,7 +266,7 @@ def test_build_loads_what_is_drawn(world: World, tmp_path: Path, monkeypatch: py
     recipe = preset("nano")
     made = build.build(recipe, PROMPT, specs, "cpu", torch.float32, ["multiview", "image"])
     assert list(made) == ["multiview", "image"]
-    assert made["multiview"].diffusion.vae is made["image"].diffusion.vae is made["image"].twin.vae
+    assert made["multiview"].diffusion.vae is made["image"].diffusion.vae is made["image"].lora.vae
     assert len(asked) == 1
     assert len(asked[0]) == len(set(asked[0]))
     with pytest.raises(FourdfyError) as caught:
@@ -287,8 +280,8 @@ def test_built_guidances_run_the_nano_recipe(world: World) -> None:
     for name, views in (("multiview", 4), ("image", 1), ("video", recipe.frames)):
         at = shot([20.0] * views, 32)
         at = Shot(at.c2w.float(), at.fovy.float(), at.time.float(), at.size)
-        for score in getattr(recipe, name).scores:
-            pulled = made[name](pictures(views, 32).float(), at, score, 0.3, seeded())
+        for stage in (recipe.stage1, recipe.stage2, recipe.stage3):
+            pulled = made[name](pictures(views, 32).float(), at, getattr(stage, name), 0.3, seeded())
             assert pulled.grad.shape == (views, 32, 32, 3)
             assert pulled.grad.dtype == torch.float32
             assert pulled.grad.isfinite().all()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_hashgrid import SMALL
-from test_volume import packed, some_rays
+from samples import SMALL, packed, some_rays
 
 from fourdfy_cli import kernels
 from fourdfy_cli.config import Grid

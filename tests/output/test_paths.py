@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_render import save
+from samples import save
 
 from fourdfy_cli import presets
 from fourdfy_cli.cli import main

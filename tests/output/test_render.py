@@ -8,37 +8,16 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from samples import TINY, decode, save, scene
 
-from fourdfy_cli import config, presets
+from fourdfy_cli import config
 from fourdfy_cli.errors import DAMAGED, USAGE, FourdfyError
 from fourdfy_cli.output import render
-from fourdfy_cli.scene.scene import Scene
 from fourdfy_cli.scene.scene import render as picture_of
-from fourdfy_cli.store import checkpoint
-
-GRID = config.Grid(2, 2, 8, 4, 2.0)
-TINY = replace(presets.nano(), field=config.Field(GRID, GRID, hidden=8, init=1e-2), march=config.March(samples=24, cells=8, alpha=0.003))
-
-
-def scene(seed: int = 0) -> Scene:
-    return Scene(TINY.field, TINY.background, TINY.march, seed)
-
-
-def save(path: Path, stage: int = 1, seed: int = 0, recipe: config.Recipe = TINY) -> Path:
-    state = {"prompt": "a red dog", "seed": seed, "recipe": config.to_dict(recipe), "stage": stage, "step": 5, "models": "nano"}
-    checkpoint.save(path, state | {"scene": scene(seed).state_dict(), "lora": {}, "optimizer": None})
-    return path
-
-
-def decode(path: Path) -> np.ndarray:
-    reader = imageio_ffmpeg.read_frames(str(path), pix_fmt="rgb24")
-    width, height = next(reader)["size"]
-    return np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader])
 
 
 def test_orbit_is_one_turn_at_the_middle_of_the_training_cameras():
@@ -54,8 +33,8 @@ def test_orbit_is_one_turn_at_the_middle_of_the_training_cameras():
 
 
 def test_size_is_the_largest_trained_on_unless_given():
-    shots = (replace(TINY.image.shots[0], size=(200, 200)),) * 3
-    assert render.orbit_of(replace(TINY, image=replace(TINY.image, shots=shots))).size == 200
+    stage = replace(TINY.stage2, image=replace(TINY.stage2.image, size=(200, 200)))
+    assert render.orbit_of(replace(TINY, stage2=stage)).size == 200
     assert render.orbit_of(TINY, 40).size == 40
 
 

@@ -62,8 +62,8 @@ def test_dry_run_of_the_paper(isolated: Path, capsys: pytest.CaptureFixture[str]
 def test_dry_run_for_people(capsys: pytest.CaptureFixture[str]):
     assert main.run(["generate", "a panda dancing", "--dry-run", "--preset", "paper", "--set", "stage3.steps=77"]) == OK
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "stage3.steps = 77 # command line" in lines and "video.scores.2.weight = 0.1 # " in "\n".join(lines)
-    assert "stage1.alpha = none # [C] as march.alpha" in lines and "to download 10.57 GB" in lines
+    assert "stage3.steps = 77 # command line" in lines and "stage3.video.weight = 0.1 # " in "\n".join(lines)
+    assert "stage1.alpha_thre = none # [C] as march.alpha_thre" in lines and "to download 10.57 GB" in lines
     (video,) = (line for line in lines if line.startswith("video cerspense"))
     assert "cc-by-nc-4.0" in video and "GB to download" in video
     (stage3,) = (line for line in lines if line.startswith("stage 3 "))
@@ -134,7 +134,7 @@ def test_time_comes_from_the_bench(capsys: pytest.CaptureFixture[str]):
     assert rows[0]["measured"] == "Card 9000, 2026-01-02"
     fast = plan.stages(presets.fast(), (3,), None)[0]  # same pictures, so same speed; other chances
     assert fast["seconds"] == pytest.approx(10_000 * (0.3 * 0.2 + 0.21 * 0.3 + 0.49 * 0.5))
-    for other in (presets.official(), config.override(PAPER, "video.shots.2.size.0=80"), replace(PAPER, models=Models("nano"))):
+    for other in (presets.official(), config.override(PAPER, "stage3.video.size.0=80"), replace(PAPER, models=Models("nano"))):
         assert plan.measured(other) is None
     assert dry(capsys, "--preset", "paper")["stages"][2]["seconds"] == pytest.approx(30_000)
 

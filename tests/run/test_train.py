@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import os
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_recipe
+from samples import Watch, lines, tiny_recipe
 
 from fourdfy_cli import hybrid, memory, presets
 from fourdfy_cli.errors import FourdfyError
@@ -20,38 +19,8 @@ from fourdfy_cli.store.folder import Metrics, run_folder, slug
 PROMPT = "a red dog jumping"
 
 
-class Watch:
-    """Events that count, and pull the plug after some steps."""
-
-    def __init__(self, stop_after: int | None = None, how: int = signal.SIGINT):
-        self.steps, self.stop_after, self.how, self.seen = 0, stop_after, how, []
-
-    def start(self, stage, stages, steps, done):
-        self.seen.append((stage, done))
-
-    def step(self, info):
-        assert info.memory_mb > 0 and info.eta_total >= info.eta_stage >= 0
-        self.steps += 1
-        if self.steps == self.stop_after:
-            os.kill(os.getpid(), self.how)
-
-    def preview(self, path):
-        assert path.is_file()
-
-    def saved(self, path):
-        assert path.is_file()
-
-    def note(self, text):
-        pass
-
-
 def go(out: Path, recipe, stages=(1, 2, 3), resume=None, events=None, seed=3) -> train.RunResult:
     return train.run(PROMPT, recipe, out, seed, stages, resume, memory.Machine(), events or Watch())
-
-
-def lines(folder: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 import reference_scene as reference
 import torch
+from samples import SMALL
 
 from fourdfy_cli.config import Grid
 from fourdfy_cli.presets import nano
 from fourdfy_cli.scene import hashgrid
 from fourdfy_cli.scene.hashgrid import HashGrid, levels
-
-SMALL = Grid(levels=3, features=2, log2_table=6, base=3, growth=1.7)  # dense, then hashed, in 3 and 4 dimensions
 
 
 def make(dims: int, grid: Grid = SMALL) -> HashGrid:

@@ -14,10 +14,10 @@ from fourdfy_cli import config
 from fourdfy_cli.nano import world
 from fourdfy_cli.scene.cameras import Shot, orbit_camera, rays
 from fourdfy_cli.scene.occupancy import lookup
-from fourdfy_cli.scene.scene import Scene, refresh, render
+from fourdfy_cli.scene.scene import Scene, render, update_occupancy
 
 FIELD = config.Field(config.Grid(3, 2, 10, 4, 2.0), config.Grid(3, 2, 10, 3, 1.6), hidden=16, init=1e-2)
-MARCH = config.March(samples=40, cells=12, alpha=0.01)
+MARCH = config.March(samples=40, resolution=12, alpha_thre=0.01)
 
 
 def make(march: config.March = MARCH, field: config.Field = FIELD, seed: int = 0) -> Scene:
@@ -35,8 +35,8 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def test_equals_a_loop_over_rays_forward_and_backward():
-    scene = make(dataclasses.replace(MARCH, alpha=0.0, transmittance=0.0)).double()
-    refresh(scene, 0, 0.5, 0.0, generator())
+    scene = make(dataclasses.replace(MARCH, alpha_thre=0.0, early_stop_eps=0.0)).double()
+    update_occupancy(scene, 0, 0.5, 0.0, generator())
     shot = look(2, 4, 0.3, torch.float64)
     fast = render(scene, shot, 0.5, train=True)
     origin, direction = (part.reshape(-1, 3) for part in rays(shot))
@@ -58,7 +58,7 @@ def test_equals_a_loop_over_rays_forward_and_backward():
 
 def test_with_and_without_a_graph_the_picture_is_the_same():
     scene = make()
-    refresh(scene, 0, 0.5, 0.0, generator())
+    update_occupancy(scene, 0, 0.5, 0.0, generator())
     frames = [render(scene, look(3, 12, 0.5), 0.5, None, generator(1), train) for train in (False, True)]
     for a, b in zip(*frames, strict=True):
         torch.testing.assert_close(a, b.detach(), rtol=0, atol=1e-6)
@@ -67,7 +67,7 @@ def test_with_and_without_a_graph_the_picture_is_the_same():
 
 def test_view_by_view_is_the_whole_shot_jitter_included():
     scene, shot = make(), look(4, 8)
-    refresh(scene, 0, 0.5, 0.0, generator())
+    update_occupancy(scene, 0, 0.5, 0.0, generator())
     whole, g = render(scene, shot, 0.5, None, generator(1)), generator(1)
     parts = [render(scene, shot[v : v + 1], 0.5, None, g) for v in range(4)]
     torch.testing.assert_close(torch.cat([p.rgb for p in parts]), whole.rgb, rtol=0, atol=1e-6)
@@ -78,7 +78,7 @@ def test_view_by_view_is_the_whole_shot_jitter_included():
 def test_bitwise_repeatable_forward_and_backward():
     def run():
         scene, g = make(), generator(5)
-        refresh(scene, 0, 0.5, 0.2, g)
+        update_occupancy(scene, 0, 0.5, 0.2, g)
         frames = render(scene, look(4, 16), 0.5, None, g, train=True)
         (frames.rgb.square().sum() + frames.opacity.sum()).backward()
         return [frames.rgb.detach(), *(p.grad for p in scene.parameters())]
@@ -90,8 +90,8 @@ def test_bitwise_repeatable_forward_and_backward():
 def test_pruning_hardly_changes_the_picture_but_drops_samples():
     pictures = []
     for alpha, transmittance in ((0.0, 0.0), (0.01, 1e-4)):
-        scene = make(dataclasses.replace(MARCH, alpha=alpha, transmittance=transmittance))
-        refresh(scene, 0, 0.5, 0.0, generator())
+        scene = make(dataclasses.replace(MARCH, alpha_thre=alpha, early_stop_eps=transmittance))
+        update_occupancy(scene, 0, 0.5, 0.0, generator())
         pictures.append(render(scene, look(2, 16), 0.5).rgb)
     assert 0 < (pictures[0] - pictures[1]).abs().max() < 0.05
 
@@ -132,7 +132,7 @@ def test_depth_and_opacity_are_the_integrals_through_the_blob():
 
 def test_state_holds_everything_that_shapes_the_picture():
     scene, other = make(), make(seed=9)
-    refresh(scene, 0, 0.5, 0.0, generator())
+    update_occupancy(scene, 0, 0.5, 0.0, generator())
     scene.blob_std.fill_(0.7)
     other.load_state_dict(scene.state_dict())
     assert float(other.blob_std) == float(scene.blob_std)
@@ -157,7 +157,7 @@ def fit(scene: Scene, shots: list[Shot], motion: str | None, steps: int) -> list
         shot, target = shots[step % len(shots)], targets[step % len(shots)]
         g = generator(step)
         if step % 8 == 0:
-            refresh(scene, step, 0.5, float(shot.time[0]), g)
+            update_occupancy(scene, step, 0.5, float(shot.time[0]), g)
         loss = (render(scene, shot, 0.5, grey, g, train=True).rgb - target).square().mean()
         optimiser.zero_grad()
         loss.backward()

@@ -7,31 +7,13 @@ from functools import partial
 import pytest
 import reference_scene as reference
 import torch
+from samples import packed, some_rays
 
 from fourdfy_cli.scene import volume
 from fourdfy_cli.scene.occupancy import Occupancy, lookup
 from fourdfy_cli.scene.volume import Samples, accumulate, composite, march, visible
 
 EVERYWHERE = torch.ones(2, 2, 2, dtype=torch.bool)
-
-
-def some_rays(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rays from outside, most of them through the box, the first along an axis and the last missing it."""
-    g = torch.Generator().manual_seed(seed)
-    origin = 2.5 * torch.nn.functional.normalize(torch.randn(count, 3, generator=g, dtype=torch.float64), dim=-1)
-    target = torch.rand(count, 3, generator=g, dtype=torch.float64) * 2 - 1
-    origin[0], target[0] = torch.tensor([2.5, 0.1, 0.2]), torch.tensor([0.0, 0.1, 0.2])
-    origin[-1], target[-1] = torch.tensor([0.0, 0.0, 2.5]), torch.tensor([0.0, 3.0, 2.0])
-    return origin, torch.nn.functional.normalize(target - origin, dim=-1)
-
-
-def packed(counts: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, Samples]:
-    g, total = torch.Generator().manual_seed(seed), sum(counts)
-    ray = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    t = torch.cat([torch.zeros(0).double(), *(torch.rand(c, generator=g, dtype=torch.float64).sort().values for c in counts)])
-    density = 3 * torch.rand(total, generator=g, dtype=torch.float64)
-    rgb = torch.rand(total, 3, generator=g, dtype=torch.float64)
-    return density, rgb, Samples(ray, t, 0.3)
 
 
 def by_ray(samples: Samples, values: torch.Tensor, ray: int) -> list:
