@@ -94,20 +94,18 @@ class Cameras:
     distance: tuple[float, float] = (2.5, 3.0)
     fovy: tuple[float, float] = (15.0, 60.0)
     elevation: tuple[float, float] = (0.0, 30.0)
+    flat_area: bool = False  # the half of the elevations that is uniform in area ends at asin(elevation / 90 degrees)
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One branch of Algorithm 1 in one stage: how it renders the scene, and its guidance.
-
-    Renders `groups` of views (of 4 for the multi-view branch, else of 1) at `size`; `coarse` and `coarse_groups` before progress
-    `fine_from`. Guidance: standard classifier-free `scale`, loss `weight`, noise levels from `low` to `high`, Eq. 3, 4 or 6.
-    """
+    """One branch of Algorithm 1 in one stage: it renders `groups` of views (4 in the multi-view branch, else 1) at `size`, or
+    `coarse_groups` at `coarse` before progress `fine_from`. Its guidance has a classifier-free `scale` and a loss `weight`."""
 
     size: tuple[int, int]
     scale: float
     weight: float
-    low: Ramp
+    low: Ramp  # lowest and highest noise level
     high: Ramp
     model_size: tuple[int, int] = (256, 256)  # of the pictures that the diffusion model sees
     groups: int = 1

@@ -82,7 +82,8 @@ def draw_cameras(context: StepContext, groups: int, turns: int, generator: torch
     u = torch.rand(5, groups, generator=generator)
     low, high = (math.radians(a) for a in cameras.elevation)
     by_angle = low + (high - low) * u[0]
-    by_area = torch.asin(math.sin(low) + (math.sin(high) - math.sin(low)) * u[0])
+    first, last = (a / 90 for a in cameras.elevation) if cameras.flat_area else (math.sin(low), math.sin(high))
+    by_area = torch.asin(first + (last - first) * u[0])
     elevation = by_angle if u[1, 0] < 0.5 else by_area
     distance = cameras.distance[0] + (cameras.distance[1] - cameras.distance[0]) * u[2]
     fovy = torch.deg2rad(cameras.fovy[0] + (cameras.fovy[1] - cameras.fovy[0]) * u[3])
@@ -153,6 +154,9 @@ def step(scene: Scene, guidances: Mapping[str, Guidance], context: StepContext, 
         if total.requires_grad:  # nothing to learn from where no ray met matter
             total.backward()
     smooth(scene, context, outcome)
+    for parameter in scene.background_net.parameters():
+        if parameter.requires_grad and parameter.grad is None:  # a plain backdrop: AdamW goes on with its momentum, as in the released code
+            parameter.grad = torch.zeros_like(parameter)
     return outcome
 
 

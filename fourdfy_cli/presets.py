@@ -112,7 +112,8 @@ def official() -> Recipe:
     base = paper()
     growing = replace(base.stage2.multiview, coarse=(64, 64), fine_from=0.2)
     opaque = Ramp(0.0, 1000.0, 0.4, 0.40004)
-    return replace(base, name="official", stage2=replace(base.stage2, steps=25_000, multiview=growing, opaque=opaque))
+    stage2 = replace(base.stage2, steps=25_000, multiview=growing, opaque=opaque)
+    return replace(base, name="official", stage2=stage2, cameras=replace(base.cameras, flat_area=True))
 
 
 def fast() -> Recipe:
@@ -239,6 +240,7 @@ PAPER = {
     "background.*": "[C]",
     "march.samples": "[P] [C]",
     "march.*": "[C], nerfacc's occupancy grid",
+    "cameras.flat_area": "[O] uniform in area up to 30 degrees, as later threestudio; [C] up to 19.47",
     "cameras.*": "[C]",
     "vsd.share_base": "[C] a second model, Stable Diffusion 2.1",
     "vsd.*": "[C]",
@@ -247,6 +249,7 @@ PAPER = {
     "save_minutes": "[O]",
 }
 OFFICIAL = {
+    "cameras.flat_area": "[C] half of the elevations are uniform in area, up to asin(1/3) = 19.47 degrees",
     "stage2.multiview.coarse*": "[C] 64 px for 5 000 steps; [P] 256 px throughout",
     "stage2.multiview.fine_from": "[C] 64 px for 5 000 steps; [P] 256 px throughout",
     "stage2.steps": "[C]; [P] 10 000",

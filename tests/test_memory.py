@@ -19,22 +19,22 @@ COINS = {"multiview": (1.0, 0.0), "image": (0.0, 1.0), "video": (0.0, 0.0)}
 
 
 def ready(tiny, branch: str, dtype: torch.dtype, backend: kernels.Backend = kernels.TORCH):
-    """A scene with matter, one branch's guidance, and a moment of stage 3 that draws it with both regularisers on."""
+    """A scene with matter, one branch's guidance, and a context of stage 3 that draws it with both regularisers on."""
     p_3d, p_image = COINS[branch]
     stage = dataclasses.replace(tiny.stage3, p_3d=p_3d, p_image=p_image, sparsity=constant(0.7), opaque=constant(0.4))
     recipe = dataclasses.replace(tiny, stage3=stage, background=dataclasses.replace(tiny.background, random=0.0))
     scene = Scene(recipe.field, recipe.background, recipe.march, 0, backend)
     scene.to(dtype)
     guidances = build(recipe, "a red dog jumping", NANO, "cpu", dtype, [branch])
-    moment = StepContext(recipe, 0, 3, 0)
-    hybrid.maybe_update_occupancy(scene, moment)
-    return scene, guidances, moment
+    context = StepContext(recipe, 0, 3, 0)
+    hybrid.maybe_update_occupancy(scene, context)
+    return scene, guidances, context
 
 
-def gradients(scene, guidances, moment, chunks) -> tuple[hybrid.Outcome, dict[str, torch.Tensor]]:
+def gradients(scene, guidances, context, chunks) -> tuple[hybrid.Outcome, dict[str, torch.Tensor]]:
     """What a step leaves in a copy of the scene, and in the LoRA."""
     scene = copy.deepcopy(scene)
-    outcome = hybrid.step(scene, guidances, moment, chunks)
+    outcome = hybrid.step(scene, guidances, context, chunks)
     found = {name: p.grad for name, p in scene.named_parameters() if p.grad is not None}
     for guidance in guidances.values():
         if hasattr(guidance, "lora_unet"):

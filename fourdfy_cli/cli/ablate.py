@@ -39,7 +39,9 @@ class Ablate(options.Run):
 
 @options.grouped
 def ablate(prompts: Prompts, wanted: Ablate) -> None:
-    """Train every row of the paper's Table 2 for every prompt, and compare them. The same command again goes on."""
+    """Train and compare the rows of the paper's ablation (Table 2).
+
+    The same command again goes on where an earlier one stopped."""
     recipe, seed = options.recipe(wanted), wanted.seed or 0
     from fourdfy_cli.evaluate import ablate as library
     from fourdfy_cli.evaluate.videos import read_prompts

@@ -38,7 +38,9 @@ class Bench(options.Common):
 
 @options.grouped
 def bench(wanted: Bench) -> None:
-    """Measure seconds a step and peak memory of every branch and stage, and what a whole run of the preset would take."""
+    """Measure seconds a step and peak memory of every branch and stage.
+
+    Tells what a whole run of the preset would take."""
     recipe = _recipe(wanted)
     options.check_device(wanted.device or "cpu")
     import torch

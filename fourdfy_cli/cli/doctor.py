@@ -11,7 +11,7 @@ from fourdfy_cli.errors import ENVIRONMENT, FourdfyError
 
 @options.grouped
 def doctor(common: options.Common) -> None:
-    """Check Python, torch, GPU, disk, ffmpeg, the Hub and each model; say what mends what is missing."""
+    """Check this machine: packages, GPU, disk, ffmpeg, models; say what is missing."""
     from fourdfy_cli import doctor as checks
 
     found = list(checks.examine())

@@ -24,7 +24,9 @@ Resume = Annotated[
 
 @options.grouped
 def generate(prompt: options.Prompt, run: options.Run) -> None:
-    """Turn a sentence into a moving 3D scene: all three stages, then a video of it. The same command again resumes."""
+    """Turn a sentence into a moving 3D scene: all three stages, then a video of it.
+
+    The same command again goes on where an earlier one stopped."""
     recipe = options.recipe(run)
     options.check_prompt(prompt, recipe.models.set)
     _run(prompt, recipe, run, (1, 2, 3), None)
@@ -32,19 +34,23 @@ def generate(prompt: options.Prompt, run: options.Run) -> None:
 
 @options.grouped
 def stage1(run: options.Run, prompt: Words = None, resume: Resume = None) -> None:
-    """Stage 1 alone: a static scene from the multi-view model. Writes stage1.pt."""
+    """Stage 1 alone: a static scene, from the multi-view model. Writes stage1.pt."""
     _stage(1, prompt, resume, run)
 
 
 @options.grouped
 def stage2(run: options.Run, prompt: Words = None, resume: Resume = None) -> None:
-    """Stage 2 alone: better appearance, from the image model. Starts from the end of stage 1, writes stage2.pt."""
+    """Stage 2 alone: better appearance, from the image model. Writes stage2.pt.
+
+    Starts from the end of stage 1."""
     _stage(2, prompt, resume, run)
 
 
 @options.grouped
 def stage3(run: options.Run, prompt: Words = None, resume: Resume = None) -> None:
-    """Stage 3 alone: motion, from the video model. Starts from the end of stage 2, writes stage3.pt and the video."""
+    """Stage 3 alone: motion, from the video model. Writes stage3.pt and the video.
+
+    Starts from the end of stage 2."""
     _stage(3, prompt, resume, run)
 
 
@@ -137,18 +143,19 @@ def _plan(recipe: Recipe, run: options.Run, stages: tuple[int, ...]) -> dict[str
 
 
 def _readable_plan(recipe: Recipe, run: options.Run, stages: tuple[int, ...]) -> dict[str, Any]:
-    """The same for people: `key = value # source`, then a line for each model and stage."""
+    """The same for people, on one screen: a line for each model and stage, then what differs from the preset; with --full every
+    setting as `key = value # source`."""
     from fourdfy_cli.config import leaves
     from fourdfy_cli.console import duration
 
-    data = _plan(recipe, run, stages)
-    values = {key: "none" if value is None else json.dumps(value) for key, value in leaves(data["recipe"]).items()}
+    data, given = _plan(recipe, run, stages), options.origins(run, recipe)
+    shown = {key: value for key, value in leaves(data["recipe"]).items() if run.full or key in given}
+    values = {key: "none" if value is None else json.dumps(value) for key, value in shown.items()}
     models, rows = {row["role"]: row for row in data["models"]}, {f"stage {row['stage']}": row for row in data["stages"]}
     return {
+        "preset": recipe.name,
         "to download": f"{sum(row['bytes'] for row in data['models']) / 1e9:.2f} GB",
         "total time": duration(sum(row["seconds"] or math.nan for row in data["stages"])),
-        "recipe": {key: f"= {value} # {data['sources'][key]}" for key, value in values.items()},
-        "files to download": {role: " ".join(row["files"]) for role, row in models.items() if row["files"]} or None,
         "models": {
             role: f"{row['model']}, {row['licence']}, {'here' if row['here'] else str(round(row['bytes'] / 1e9, 2)) + ' GB to download'}"
             for role, row in models.items()
@@ -158,4 +165,6 @@ def _readable_plan(recipe: Recipe, run: options.Run, stages: tuple[int, ...]) ->
             f"{row['least_bytes'] / 1e9:.1f} GB at least, time {duration(row['seconds'])} ({row['measured']})"
             for name, row in rows.items()
         },
+        "recipe" if run.full else "changed": {key: f"= {value} # {data['sources'][key]}" for key, value in values.items()} or None,
+        "all settings": None if run.full else "with --dry-run --full, or --dry-run --json",
     }

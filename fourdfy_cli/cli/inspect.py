@@ -39,7 +39,9 @@ class Look(options.Common):
 
 @options.grouped
 def render(source: Source, look: Look) -> None:
-    """Make a video of a scene. Everything comes from the checkpoint; no diffusion model is loaded."""
+    """Make a video of a scene, from a checkpoint or run folder alone.
+
+    No diffusion model is loaded."""
     if look.orbit and look.path != "orbit":
         raise FourdfyError(f"--orbit and --path {look.path} are two paths", f"fourdfy render {source} --path {look.path}", USAGE)
     out = look.out or _beside(source, Path(look.path).stem, look.depth)
@@ -96,7 +98,9 @@ class Judge(options.Common):
 
 @options.grouped
 def clip_score(paths: Sources, judge: Judge) -> None:
-    """How well videos fit their prompts, by CLIP, and how they move. Runs are rendered on the MAV3D path first."""
+    """How well videos fit their prompts, by CLIP, and how they move.
+
+    Runs are rendered on the MAV3D path first."""
     if judge.crop not in (None, *CROPS):
         raise FourdfyError(f"there is no half {judge.crop!r}", f"--crop left   ({', '.join(CROPS)})", USAGE)
     out = judge.out or (paths[0] if len(paths) == 1 and paths[0].is_dir() else Path())
@@ -137,7 +141,7 @@ def _tell(common: options.Common, found: dict[str, Any] | None, problems: list[F
 
 @options.grouped
 def info(source: Source, common: options.Common) -> None:
-    """What a checkpoint holds, and what to type next. Verifies it on the way."""
+    """What a checkpoint holds, and what to type next; verifies it on the way."""
     from fourdfy_cli.config import from_dict
     from fourdfy_cli.output.render import locate
     from fourdfy_cli.store.checkpoint import load

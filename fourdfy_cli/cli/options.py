@@ -86,8 +86,9 @@ class Run(Common):
         str, typer.Option("--backend", envvar="FOURDFY_BACKEND", help="Inner loops: auto, torch, numba, triton or tcnn.")
     ] = "auto"
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be done, with sources, downloads, memory and time, and stop.")
+        bool, typer.Option("--dry-run", help="Print what would be done: models, downloads, memory, time, changed settings; and stop.")
     ] = False
+    full: Annotated[bool, typer.Option("--full", help="With --dry-run: every setting of the recipe with its source, too.")] = False
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

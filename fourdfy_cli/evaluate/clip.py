@@ -55,13 +55,12 @@ class Clip:
 
 
 def square(rgb: Float[Tensor, "N 3 H W"], size: int) -> Float[Tensor, "N 3 S S"]:
-    """The middle square of pictures in [0,1], `size` pixels a side."""
+    """The middle square of pictures in [0,1], `size` pixels a side, cut as open_clip cuts it (torchvision's Resize and CenterCrop)."""
     height, width = rgb.shape[-2:]
     if min(height, width) != size:
-        scale = size / min(height, width)
-        height, width = max(size, int(height * scale)), max(size, int(width * scale))
+        height, width = (size * side // min(height, width) for side in (height, width))
         rgb = F.interpolate(rgb, size=(height, width), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    top, left = (height - size) // 2, (width - size) // 2
+    top, left = (round((side - size) / 2) for side in (height, width))
     return rgb[..., top : top + size, left : left + size]
 
 

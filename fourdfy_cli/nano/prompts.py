@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from dataclasses import dataclass
 
 from fourdfy_cli.errors import FourdfyError
@@ -101,7 +102,7 @@ def parse(prompt: str) -> Subject:
         if word in FILLERS:
             continue
         if word not in known:
-            raise _unknown(word, known)
+            raise _unknown(word, known, prompt)
         canonical = known[word]
         kind = "object" if canonical in OBJECTS else "colour" if canonical in COLOURS else "motion"
         if canonical not in found[kind]:
@@ -121,8 +122,9 @@ def _example() -> str:
     return "a red dog jumping"
 
 
-def _unknown(word: str, known: dict[str, str]) -> FourdfyError:
+def _unknown(word: str, known: dict[str, str], prompt: str) -> FourdfyError:
     near = difflib.get_close_matches(word, known, 1)
     guess = f" (did you mean {near[0]}?)" if near else ""
     listed = "; ".join(", ".join(group) for group in (OBJECTS, COLOURS, MOTIONS))
-    return FourdfyError(f"the nano models do not know the word {word!r}{guess}; they know: {listed}", f'fourdfy generate "{_example()}"', 2)
+    hint = f"any words, by the paper's models on a CUDA GPU: fourdfy generate {shlex.quote(prompt)} --models paper"
+    return FourdfyError(f"the nano models do not know the word {word!r}{guess}; they know: {listed}", hint, 2)

@@ -71,16 +71,16 @@ def test_moments_draw_what_the_bench_says(name: str):
             assert sum(part for _, part, _ in bench.picture_sizes(recipe, stage, branch)) == pytest.approx(1)
             for pictures, _, first in bench.picture_sizes(recipe, stage, branch):
                 for step in (first, first + 1, first + 40):
-                    moment = here.moment(branch, step)
-                    shot = hybrid.draw_shot(branch, moment)
-                    assert hybrid.draw_branch(moment.settings, moment.generator("branch")) == branch
+                    context = here.context(branch, step)
+                    shot = hybrid.draw_shot(branch, context)
+                    assert hybrid.draw_branch(context.settings, context.generator("branch")) == branch
                     assert f"{len(shot)} of {shot.size[0]} x {shot.size[1]}" == pictures
-                    assert moment.settings.blob.at(moment.progress) == recipe.stage(stage).blob.at(0)
+                    assert context.settings.blob.at(context.progress) == recipe.stage(stage).blob.at(0)
 
 
 def test_the_closest_camera():
     here = bench.StageSetup(presets.paper(), 3, None, {}, None, CPU)
-    shot = hybrid.draw_shot("image", here.moment("image", 7, close=True))
+    shot = hybrid.draw_shot("image", here.context("image", 7, close=True))
     assert torch.rad2deg(shot.fovy).item() == pytest.approx(15) and shot.c2w[0, :3, 3].norm().item() == pytest.approx(2.5)
 
 
@@ -105,7 +105,7 @@ def test_steps_work_but_change_nothing(third: bench.StageSetup):
     before = {name: value.clone() for name, value in third.scene.state_dict().items() if not name.startswith("occupancy")}
     learnt = {name: value.clone() for name, value in trainable(twin)}
     for branch in ("multiview", "image", "video"):
-        assert third.step(third.moment(branch, 1), DIRECT) > 0
+        assert third.step(third.context(branch, 1), DIRECT) > 0
     assert all(torch.equal(third.scene.state_dict()[name], value) for name, value in before.items())
     assert all(torch.equal(value, learnt[name]) for name, value in trainable(twin))
     moved = {id(p) for p, state in third.optimizer.state.items() if state["exp_avg"].any()}
@@ -138,11 +138,11 @@ def test_smaller_pieces_take_less(monkeypatch: pytest.MonkeyPatch):
 def test_out_of_memory_goes_down_the_ladder(third: bench.StageSetup, monkeypatch: pytest.MonkeyPatch):
     real, tried = hybrid.step, []
 
-    def scarce(scene, guidances, moment, chunks):
+    def scarce(scene, guidances, context, chunks):
         tried.append(chunks)
         if chunks.rays is None or chunks.rays > limit:
             raise torch.OutOfMemoryError("no")
-        return real(scene, guidances, moment, chunks)
+        return real(scene, guidances, context, chunks)
 
     monkeypatch.setattr(hybrid, "step", scarce)
     limit = 2**15

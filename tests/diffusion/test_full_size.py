@@ -41,9 +41,9 @@ def test_a_step_of_each_branch(tiny: Recipe, branch: str) -> None:
     guidances = build(recipe, "a panda dancing", specs, "cpu", torch.float32, [branch])
     assert sum(parameter.numel() for parameter in guidances[branch].diffusion.unet.parameters()) == SIZES[branch]
     scene = Scene(recipe.field, recipe.background, recipe.march, 0)
-    moment = StepContext(recipe, 0, 3, 1)
-    hybrid.maybe_update_occupancy(scene, replace(moment, step=0))
-    outcome = hybrid.step(scene, guidances, moment)
+    context = StepContext(recipe, 0, 3, 1)
+    hybrid.maybe_update_occupancy(scene, replace(context, step=0))
+    outcome = hybrid.step(scene, guidances, context)
     assert outcome.branch == branch
     assert outcome.losses["grad_norm"] > 0
     gradients = [parameter.grad for parameter in scene.parameters() if parameter.grad is not None]

@@ -117,16 +117,15 @@ def test_embeddings_are_those_of_transformers(quick, activation, tmp_path):
     assert (cosines(clip, prompts[0], frames) - theirs).abs().max() < 1e-3 and theirs.std() > 1e-2
 
 
-@pytest.mark.parametrize("height, width", [(256, 256), (96, 130), (131, 97), (40, 64), (64, 64)])
-def test_pictures_are_prepared_as_pillow_does_it(height, width):
+@pytest.mark.parametrize("height, width", [(256, 256), (96, 130), (131, 97), (40, 64), (64, 64), (100, 71), (77, 200), (90, 161)])
+def test_pictures_are_prepared_as_open_clip_does_it(height, width):
+    """Resize and CenterCrop of its transform, on a PIL picture."""
     rng = np.random.default_rng(0)
     picture = np.asarray(Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC))
-    scale = 64 / min(height, width)
-    sides = [64 if side == min(height, width) else int(side * scale) for side in (width, height)]
-    small = np.asarray(Image.fromarray(picture).resize(tuple(sides), Image.Resampling.BICUBIC)).astype(int)
-    top, left = (small.shape[0] - 64) // 2, (small.shape[1] - 64) // 2
+    resize, crop, *_ = open_clip.image_transform(64, is_train=False, interpolation="bicubic", resize_mode="shortest").transforms
+    theirs = np.asarray(crop(resize(Image.fromarray(picture)))).astype(int)
     ours = square(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] / 255, 64)
-    assert np.abs((ours[0].permute(1, 2, 0) * 255).numpy() - small[top : top + 64, left : left + 64]).max() <= 1.6  # Pillow rounds twice
+    assert np.abs((ours[0].permute(1, 2, 0) * 255).numpy() - theirs).max() <= 1.6  # Pillow rounds twice
 
 
 def test_pictures_of_another_size_are_resized_to_the_models(folder):

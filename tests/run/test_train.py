@@ -133,7 +133,7 @@ def test_another_recipe_does_not_overwrite_a_run(whole):
 
 
 def test_gradients_that_are_not_finite_are_skipped_and_end_the_run_after_five(tmp_path, tiny, monkeypatch):
-    def poisoned(scene, guidances, moment, chunks):
+    def poisoned(scene, guidances, context, chunks):
         scene.field.static.table.grad = torch.full_like(scene.field.static.table, float("nan"))
         return hybrid.Outcome("multiview", {"multiview": float("nan")})
 
@@ -151,7 +151,7 @@ def test_scoring_a_run(whole):
     assert {"iou", "psnr", "depth_error", "motion_ratio", "object_ok", "colour_ok", "fronts"} <= set(measures)
     assert len(measures["per_view"]) == 32 and (result.run_dir / "nano.json").is_file()
     assert measures["iou"] == pytest.approx(sum(v["iou"] for v in measures["per_view"]) / 32)
-    still = score(result.run_dir / "stage2.pt")  # of one moment, but whether it stands still is measured
+    still = score(result.run_dir / "stage2.pt")  # of one context, but whether it stands still is measured
     assert len(still["per_view"]) == 8 and 0 < still["motion_ratio"] < min(0.05, measures["motion_ratio"])
 
 
@@ -174,9 +174,9 @@ class Scarce:
     def __init__(self, enough: memory.Chunks | None, at: tuple[int, int] | None):
         self.enough, self.at, self.real, self.failures = enough, at, hybrid.step, 0
 
-    def __call__(self, scene, guidances, moment, chunks):
-        outcome = self.real(scene, guidances, moment, chunks)
-        if self.at in (None, (moment.stage, moment.step)) and chunks is not self.enough:
+    def __call__(self, scene, guidances, context, chunks):
+        outcome = self.real(scene, guidances, context, chunks)
+        if self.at in (None, (context.stage, context.step)) and chunks is not self.enough:
             self.failures += 1
             raise torch.OutOfMemoryError("CUDA out of memory")
         return outcome

@@ -147,8 +147,8 @@ def test_hexplane_by_hand():
     """Pairs of complementary planes are added, the three sums concatenated."""
     f, (x, time) = awake(KINDS["hexplane"]), where(20)
     unit = (x + 1) / 2
-    moment = torch.cat([unit, time[:, None]], 1)
-    parts = [s(unit[:, p]) + d(moment[:, q]) for s, p, d, q in zip(
+    context = torch.cat([unit, time[:, None]], 1)
+    parts = [s(unit[:, p]) + d(context[:, q]) for s, p, d, q in zip(
         f.static.planes, ((0, 1), (0, 2), (1, 2)), f.dynamic.planes, ((2, 3), (1, 3), (0, 3)), strict=True
     )]  # fmt: skip
     torch.testing.assert_close(f.features(x, time), torch.cat(parts, 1))

@@ -1,4 +1,4 @@
-"""Checkpoints: equality of bytes, detection of every kind of damage, and death at any moment of a save."""
+"""Checkpoints: equality of bytes, detection of every kind of damage, and death at any context of a save."""
 
 from __future__ import annotations
 
