@@ -133,7 +133,7 @@ def lines(folder: Path) -> list[dict]:
 
 
 def tiny_recipe() -> Recipe:
-    nano = presets.each_branch(preset("nano"), lambda branch: dataclasses.replace(branch, size=(8, 8), coarse=None))
+    nano = presets.each_branch(preset("nano"), lambda branch: dataclasses.replace(branch, size=(8, 8), coarse=None, fine_from=0.0))
     stages = {
         "stage1": dataclasses.replace(nano.stage1, steps=2),
         "stage2": dataclasses.replace(nano.stage2, steps=4),

@@ -229,7 +229,7 @@ def test_clip_score_and_nano_pass_on(monkeypatch: pytest.MonkeyPatch, isolated: 
     monkeypatch.setitem(sys.modules, "fourdfy_cli.nano.show", show)
     stub("evaluate", clip=None)
     stub("evaluate.score", Choice=lambda *a: a, score=lambda a, b, _: calls.append(("clip", a, *b)) or ({"sets": [], "videos": []}, []))
-    stub("nano.score", score=lambda *a: calls.append(("score", *a)) or {"iou": 0.8})
+    stub("evaluate.truth", score=lambda *a: calls.append(("score", *a)) or {"iou": 0.8})
     stub("nano.sample", sample=lambda *a: calls.append(("sample", *a)) or a[2])
     stub("nano.train", train=lambda *a: calls.append(("train", *a[:4])))
     for line in (

@@ -47,7 +47,7 @@ def refuse(path: Path, code: int) -> FourdfyError:
 def test_round_trip(tmp_path: Path):
     checkpoint.save(tmp_path / "a.pt", state())
     loaded = checkpoint.load(tmp_path / "a.pt")
-    assert loaded["format"] == "fourdfy" and loaded["version"] == 1 and loaded["digest"] == checkpoint.digest(state())
+    assert loaded["format"] == "fourdfy" and loaded["version"] == 2 and loaded["digest"] == checkpoint.digest(state())
     assert same({k: loaded[k] for k in state()}, state())
     assert os.listdir(tmp_path) == ["a.pt"]
 
@@ -88,7 +88,7 @@ def test_missing_and_foreign(tmp_path: Path):
     for name, content in {
         "list": [1],
         "dict": {"state_dict": {}},
-        "ours": {"format": "fourdfy", "version": 1},
+        "ours": {"format": "fourdfy", "version": 2},
         "old": {"format": "fourdfy", "version": 0},
     }.items():
         torch.save(content, tmp_path / name)
@@ -99,7 +99,7 @@ def test_missing_and_foreign(tmp_path: Path):
 
 
 def test_newer_version_says_so(tmp_path: Path):
-    torch.save({"format": "fourdfy", "version": 2}, tmp_path / "a.pt")
+    torch.save({"format": "fourdfy", "version": 3}, tmp_path / "a.pt")
     assert "newer" in refuse(tmp_path / "a.pt", DAMAGED).message
 
 

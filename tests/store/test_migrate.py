@@ -1,0 +1,64 @@
+"""Runs that version 0.1.0 left behind: read, and gone on with. tests/data/v1 is one, stopped at the end of stage 2."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from samples import Watch, lines, tiny_recipe
+
+from fourdfy_cli import config, presets
+from fourdfy_cli.config import Field, Grid, Recipe
+from fourdfy_cli.errors import DAMAGED, FourdfyError
+from fourdfy_cli.memory import Machine
+from fourdfy_cli.run import train
+from fourdfy_cli.store import checkpoint, migrate
+from fourdfy_cli.store.folder import read_json
+
+RUN = Path(__file__).parents[1] / "data" / "v1" / "a-red-dog-jumping-s0"
+
+
+def recipe() -> Recipe:
+    """What that run was made with, in today's words."""
+    tiny = tiny_recipe()
+    field = Field(Grid(2, 1, 7, 4, 2.0), Grid(2, 1, 7, 3, 2.0), hidden=4)
+    return dataclasses.replace(tiny, field=field, vsd=dataclasses.replace(tiny.vsd, rank=1))
+
+
+@pytest.mark.parametrize("name", ["stage1.pt", "stage2.pt", "last.pt"])
+def test_a_checkpoint_of_0_1_0_is_read(name: str):
+    state = checkpoint.load(RUN / name)
+    assert config.from_dict(state["recipe"]) == recipe()
+    assert state["scene"]["field.static.table"].shape[1] == 1 and (state["lora"] == {}) == (name == "stage1.pt")
+
+
+def test_a_run_of_0_1_0_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shutil.copytree(RUN, tmp_path / RUN.name)
+    monkeypatch.setattr(train.render, "orbit", lambda scene, recipe, path: path)
+    before = lines(RUN)
+    watch = Watch()
+    result = train.run("a red dog jumping", recipe(), tmp_path, 0, (1, 2, 3), None, Machine(), watch)
+    assert watch.steps == recipe().stage3.steps and lines(result.run_dir)[: len(before)] == before
+    assert checkpoint.load(result.checkpoint)["stage"] == 3
+    about = read_json(result.run_dir / "run.json")
+    assert about and about["format"] == migrate.FORMAT and config.from_dict(about["recipe"]) == recipe()
+
+
+def test_nothing_is_migrated_that_is_new():
+    state = {"recipe": config.to_dict(presets.nano()), "prompt": "a red dog"}
+    assert migrate.migrated(state, migrate.FORMAT) is state
+
+
+def test_nested_is_the_inverse_of_leaves():
+    values = config.to_dict(presets.official())
+    assert migrate.nested(config.leaves(values)) == values
+
+
+@pytest.mark.parametrize("broken", [{"a": 1, "a.b": 2}, {"stage1": 3, "stage1.steps": 4}])
+def test_a_recipe_that_contradicts_itself(broken: dict[str, int]):
+    with pytest.raises(FourdfyError) as caught:
+        migrate.migrated({"recipe": json.loads(json.dumps(broken))}, 1)
+    assert caught.value.code == DAMAGED
