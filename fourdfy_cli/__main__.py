@@ -18,9 +18,13 @@ def main() -> None:
         print(f"fourdfy {__version__}")
         return
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
-    from fourdfy_cli.cli.main import main as command
+    try:
+        from fourdfy_cli.cli.main import main as command
 
-    command()
+        command()
+    except KeyboardInterrupt:  # while the program loads, or a second one on the way out
+        os.write(2, b"error: stopped; what was saved is kept\n")
+        os._exit(130)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
 from rich.console import Console, Group
 from rich.text import Text
 
 from fourdfy_cli import __version__
 from fourdfy_cli.errors import FourdfyError
+from fourdfy_cli.store.folder import finite
 
 if TYPE_CHECKING:  # bars and tables are loaded when they are shown, not for --help
     from rich.table import Table
@@ -47,12 +48,39 @@ class Step(Protocol):
     counts: dict[str, int]
 
 
+class Willing:
+    """A text stream that is given up when it cannot be written to (a closed pipe or terminal): work is never lost to its display. What
+    its encoding lacks is written out."""
+
+    def __init__(self, stream: Any):
+        self.stream, self.gone = stream, stream is None
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        self._try("write", text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try("flush")
+
+    def _try(self, action: str, *text: str) -> None:
+        try:
+            if not self.gone:
+                getattr(self.stream, action)(*text)
+        except (OSError, ValueError):  # ValueError: the stream was closed
+            self.gone = True
+
+
 class Output:
     """Where one command line's words go."""
 
     def __init__(self, command: str = "", as_json: bool = False):
         self.command, self.as_json = command, as_json
-        self.people = Console(stderr=True, highlight=False)
+        self.people = Console(file=cast(Any, Willing(sys.stderr)), highlight=False)
 
     def note(self, text: str) -> None:
         """A remark for people (and an event with --json)."""
@@ -66,7 +94,7 @@ class Output:
         if self.as_json:
             self._envelope(True, data, None)
         else:
-            show(Console(highlight=False), data)
+            show(Console(file=cast(Any, Willing(sys.stdout)), highlight=False), data)
 
     def fail(self, error: FourdfyError) -> int:
         """One line of message, one line of hint; returns the exit code."""
@@ -277,15 +305,6 @@ def cell(value: Any) -> str:
 
 def emit(event: dict[str, Any]) -> None:
     """One JSON object as a line of stdout; numbers that JSON has no word for become null."""
-    sys.stdout.write(json.dumps(_jsonable(event), allow_nan=False) + "\n")
-    sys.stdout.flush()
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (str, int)) else str(value)
+    out = Willing(sys.stdout)
+    out.write(json.dumps(finite(event), allow_nan=False, default=str) + "\n")
+    out.flush()

@@ -1,6 +1,8 @@
 """The one exception that library code raises on purpose."""
 
-OK, FAILURE, USAGE, ENVIRONMENT, MEMORY, DIVERGED, DAMAGED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 5, 6, 130, 143
+OK, FAILURE, USAGE, ENVIRONMENT, MEMORY, DIVERGED, DAMAGED = 0, 1, 2, 3, 4, 5, 6
+REQUEUE, HUNG_UP, INTERRUPTED, TERMINATED = 75, 129, 130, 143  # stopped by a signal, saved and resumable
+STOPPED = (REQUEUE, HUNG_UP, INTERRUPTED, TERMINATED)
 
 
 class FourdfyError(Exception):

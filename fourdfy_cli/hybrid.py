@@ -29,12 +29,14 @@ POINTS, APART = 4096, 1 / 64  # at how many points a deformation's slope is meas
 
 @dataclass(frozen=True)
 class StepContext:
-    """Recipe, seed, stage and step: all that decides a step's schedules and random numbers."""
+    """Recipe, seed, stage and step: all that decides a step's schedules and random numbers. `retry` counts how often a run has gone
+    back after numbers went bad: another stream of noise each time."""
 
     recipe: Recipe
     seed: int
     stage: int
     step: int
+    retry: int = 0
 
     @property
     def settings(self) -> Stage:
@@ -50,7 +52,8 @@ class StepContext:
 
     def generator(self, stream: str) -> torch.Generator:
         """A generator for one named stream of this step."""
-        key = hashlib.blake2b(f"{self.seed}/{self.stage}/{self.step}/{stream}".encode(), digest_size=8)
+        retry = f"/{self.retry}" if self.retry else ""
+        key = hashlib.blake2b(f"{self.seed}/{self.stage}/{self.step}/{stream}{retry}".encode(), digest_size=8)
         return torch.Generator().manual_seed(int.from_bytes(key.digest(), "big") >> 1)
 
 

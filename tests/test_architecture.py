@@ -18,7 +18,8 @@ TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="u
 FLOORS = (
     ("errors", "__init__"),
     ("config",),
-    ("presets", "store", "console"),
+    ("presets", "store"),
+    ("console",),
     ("scene", "diffusion"),
     ("kernels", "guidance", "losses", "memory"),
     ("hybrid", "output"),

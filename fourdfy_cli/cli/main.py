@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import traceback
@@ -12,7 +13,7 @@ import typer
 
 from fourdfy_cli import __version__
 from fourdfy_cli.cli import ablate, bench, doctor, generate, inspect, models, nano, options, study
-from fourdfy_cli.console import Output
+from fourdfy_cli.console import Output, Willing
 from fourdfy_cli.errors import FAILURE, INTERRUPTED, MEMORY, OK, FourdfyError
 
 app = typer.Typer(
@@ -59,7 +60,12 @@ def main() -> None:
     args = sys.argv[1:]
     if "--debug" not in args:
         sys.excepthook = _unexpected(args)
-    sys.exit(run(args))
+    code = run(args)
+    for stream in (Willing(sys.stdout), Willing(sys.stderr)):
+        stream.flush()
+        if stream.gone and stream.stream is not None:  # nor may Python complain about it on the way out
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
 
 
 def run(args: list[str]) -> int:
@@ -96,6 +102,8 @@ def _as_ours(error: BaseException, args: list[str]) -> FourdfyError:
         return FourdfyError("out of memory", f"{again} --set march.samples=64", MEMORY)
     if isinstance(error, OSError):
         return FourdfyError(f"{error.filename or 'input or output'}: {error.strerror or error}", f"{again} --debug", FAILURE)
+    if isinstance(error, typer.Abort) and isinstance(error.__context__, EOFError):  # what click makes of one, as of Ctrl-C
+        return FourdfyError(f"a file ended too early: {error.__context__ or 'no more input'}", f"{again} --debug", FAILURE)
     return FourdfyError("stopped; what was saved is kept", again, INTERRUPTED)
 
 

@@ -25,7 +25,7 @@ from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import render
 from fourdfy_cli.run import train
 from fourdfy_cli.scene.scene import Scene
-from fourdfy_cli.store import checkpoint
+from fourdfy_cli.store import checkpoint, files
 from fourdfy_cli.store.folder import make_writable, read_json, run_folder, write_json
 
 TABLE_2 = ("full", "no-3d-image", "no-3d", "no-image", "no-hybrid", "hexplane")
@@ -169,7 +169,7 @@ def report(wanted: Ablation, results: list[dict[str, Any]], failed: list[dict[st
     said = ", ".join(f"{key} {value}" for key, value in about.items())
     notes = [f"{one['row']}, {one['prompt']}: {one['why']}\n" for one in failed]
     text = "\n".join([f"# Ablation\n\nMeans over prompts; {said}.\n", markdown(lines), *notes])
-    with checkpoint.replacing(wanted.out / "ablate.md") as temporary:
+    with files.replacing(wanted.out / "ablate.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     return data
 

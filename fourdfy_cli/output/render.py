@@ -23,7 +23,7 @@ from fourdfy_cli.errors import FAILURE, USAGE, FourdfyError
 from fourdfy_cli.output.ffmpeg import ffmpeg
 from fourdfy_cli.scene.cameras import Shot, orbit_camera
 from fourdfy_cli.scene.scene import Scene, render
-from fourdfy_cli.store import checkpoint
+from fourdfy_cli.store import checkpoint, files
 
 Picture = UInt8[np.ndarray, "H W 3"]
 
@@ -107,7 +107,7 @@ def orbit(scene: Scene, recipe: config.Recipe, path: Path, size: int | None = No
 
 def write_png(path: Path, picture: Picture) -> Path:
     """Write one picture, atomically. Raises FourdfyError (exit 1) where the disk refuses."""
-    with checkpoint.replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         Image.fromarray(picture).save(temporary, "PNG")
     return path
 
@@ -127,7 +127,7 @@ def write_video(path: Path, frames: Iterable[Picture], fps: float = 16) -> Path:
         "-i", "-", "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p",
         "-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1", "-movflags", "+faststart", "-f", "mp4",
     ]  # fmt: skip
-    with checkpoint.replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         _feed([*command, str(temporary)], first, frames, path)
     return path
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 
 from fourdfy_cli import __version__, kernels
-from fourdfy_cli.config import Recipe, from_dict, to_dict
+from fourdfy_cli.config import Recipe, from_dict, leaves, to_dict
 from fourdfy_cli.errors import USAGE, FourdfyError
 from fourdfy_cli.hybrid import StepContext
 from fourdfy_cli.memory import Machine
@@ -34,11 +36,14 @@ class Run:
     step: int = 0
     lora: dict[str, torch.Tensor] = field(default_factory=dict)
     optimizer_state: dict[str, Any] | None = None
+    retries: int = 0  # how often the run has gone back after numbers went bad
     vram: float | None = None  # GB to stay within; None: no bound
     rung: int = 0  # of memory.LADDER
+    skipped: int = 0  # steps whose numbers were not finite, and how many of them the last ones were in a row
+    skipped_in_a_row: int = 0
 
     def context(self) -> StepContext:
-        return StepContext(self.recipe, self.seed, self.stage, self.step)
+        return StepContext(self.recipe, self.seed, self.stage, self.step, self.retries)
 
     def state(self) -> dict[str, Any]:
         """Plain tensors and builtins."""
@@ -52,6 +57,7 @@ class Run:
             "lora": self.lora,
             "optimizer": self.optimizer_state,
             "models": self.recipe.models.set,
+            **({"retries": self.retries} if self.retries else {}),
         }
 
     @property
@@ -76,29 +82,41 @@ def from_checkpoint(state: dict[str, Any], folder: Path, machine: Machine) -> Ru
     """The run a checkpoint was taken from."""
     recipe = from_dict(state["recipe"])
     scene = render.build_scene(state, folder, machine.device, machine.backend)
-    return Run(
-        state["prompt"], recipe, folder, state["seed"], machine, scene, state["stage"], state["step"], state["lora"], state["optimizer"]
-    )
+    where = state["stage"], state["step"], state.get("lora") or {}, state.get("optimizer"), int(state.get("retries", 0))
+    return Run(state["prompt"], recipe, folder, state["seed"], machine, scene, *where)
 
 
-def opened(prompt: str, recipe: Recipe, out: Path, seed: int, machine: Machine) -> Run:
-    """A new run, or the one this prompt and seed already have in `out`.
+def opened(prompt: str, recipe: Recipe, out: Path, seed: int, machine: Machine, note: Callable[[str], None] = lambda _: None) -> Run:
+    """A new run, or the one this prompt and seed already have in `out`, at its furthest whole checkpoint; run.json only tells of it, and is
+    made again where it is lost. `note` hears of what was damaged or missing.
 
-    Raises FourdfyError (exit 2) if that one has another prompt or recipe: nothing is overwritten.
+    Raises FourdfyError: exit 2 if the folder holds another prompt, seed or recipe (nothing is overwritten), exit 6 if all is damaged.
     """
     folder = run_folder(out, prompt, seed)
-    about = read_json(folder / "run.json")
-    if about is None and folder.exists() and any(folder.glob("*.pt")):
-        raise FourdfyError(f"{folder} holds checkpoints but no readable run.json", "choose another folder with --out DIR", USAGE)
-    theirs = about and from_dict(migrate.migrated(about, about.get("format", 1))["recipe"])
-    if about is not None and (about.get("prompt") != prompt or theirs != recipe):
-        raise FourdfyError(
-            f"{folder} holds a run with other settings", "choose another folder with --out DIR, or type its own settings again", USAGE
-        )
-    state = checkpoint.recover(folder) if about else None
+    about = read_json(folder / "run.json") or {}
+    known = isinstance(about.get("prompt"), str) and isinstance(about.get("recipe"), dict)
+    if known:
+        _check_owner(folder / "run.json", migrate.migrated(about, about.get("format", 1)), prompt, recipe, seed)
+    state = checkpoint.recover(folder, note)
     if state is None:
+        if known and (about.get("stage", 1), about.get("step", 0)) > (1, 0):
+            note(f"{folder} has no checkpoint any more: from step 0 again")
         return Run(prompt, recipe, folder, seed, machine, new_scene(recipe, seed, machine))
+    _check_owner(folder, state, prompt, recipe, seed)
     return from_checkpoint(state, folder, machine)
+
+
+def _check_owner(path: Path, found: dict[str, Any], prompt: str, recipe: Recipe, seed: int) -> None:
+    """Raises FourdfyError (exit 2) if what was found belongs to another run."""
+    hint = "choose another folder with --out DIR, or type its own settings again"
+    if (found["prompt"], found.get("seed", seed)) != (prompt, seed):
+        theirs = f"{found['prompt']!r} with seed {found.get('seed')}"
+        raise FourdfyError(f"{path} belongs to another prompt: {theirs}, not {prompt!r} with seed {seed}", hint, USAGE)
+    theirs, ours = (leaves(to_dict(one)) for one in (from_dict(found["recipe"]), recipe))
+    if other := [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]:
+        key = min(other)
+        message = f"{path} holds a run with other settings: {key} is {theirs.get(key)}, not {ours.get(key)}"
+        raise FourdfyError(message, hint, USAGE)
 
 
 def continued(path: Path, here: Run, stage: int) -> Run:
@@ -127,7 +145,8 @@ def check_stage(path: Path, current: Run, stage: int) -> None:
         raise FourdfyError(f"{path} is from {where}, not what stage {stage} continues", f"fourdfy stage{right} --resume {path}", USAGE)
 
 
-def write_about(current: Run, status: str) -> None:
+def write_about(current: Run, status: str, why: str = "") -> None:
+    """run.json, which people and `fourdfy info` read: written as safely as a checkpoint. Raises FourdfyError (exit 1)."""
     write_json(
         current.folder / "run.json",
         {
@@ -135,8 +154,11 @@ def write_about(current: Run, status: str) -> None:
             "prompt": current.prompt,
             "seed": current.seed,
             "status": status,
+            **({"why": why} if why else {}),
             "stage": current.stage,
             "step": current.step,
+            "skipped_steps": current.skipped,
+            "heartbeat": round(time.time()),
             "models": current.recipe.models.set,
             "versions": {"fourdfy": __version__, "torch": torch.__version__},
             "recipe": to_dict(current.recipe),

@@ -6,14 +6,13 @@ functions of (seed, stage, step).
 
 from __future__ import annotations
 
+import contextlib
 import math
-import resource
-import sys
+import shlex
 import time
-from collections import Counter, deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,47 +20,22 @@ from torch import nn
 from fourdfy_cli import hybrid, memory
 from fourdfy_cli.config import Recipe, Stage
 from fourdfy_cli.diffusion import sets
-from fourdfy_cli.diffusion.lora import load_lora_state, lora_state, trainable
-from fourdfy_cli.errors import DIVERGED, FourdfyError
+from fourdfy_cli.diffusion.lora import load_lora_state, trainable
+from fourdfy_cli.errors import DIVERGED, FAILURE, INTERRUPTED, STOPPED, FourdfyError
 from fourdfy_cli.guidance.base import Guidance
 from fourdfy_cli.guidance.build import build
-from fourdfy_cli.guidance.variational import VariationalGuidance
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import render
+from fourdfy_cli.run.keeper import Keeper, load_optimizer, lora_network
+from fourdfy_cli.run.progress import Events, Pace
 from fourdfy_cli.run.signals import StopSignals
-from fourdfy_cli.run.state import Run, continued, opened, write_about
+from fourdfy_cli.run.state import Run, continued, from_checkpoint, new_scene, opened, write_about
 from fourdfy_cli.scene.scene import Scene
 from fourdfy_cli.store import checkpoint
-from fourdfy_cli.store.folder import Metrics, make_writable
+from fourdfy_cli.store.folder import Metrics, make_writable, run_folder
+from fourdfy_cli.store.lock import RunLock
 
-BAD_STEPS = 5  # non-finite steps in a row that end a run
-
-
-@dataclass
-class StepInfo:
-    """What the display needs of a step; times in seconds, memory in MB."""
-
-    stage: int
-    step: int
-    steps: int
-    branch: str
-    losses: dict[str, float]
-    rate: float
-    eta_stage: float
-    eta_total: float
-    memory_mb: float
-    counts: dict[str, int]
-
-
-@runtime_checkable
-class Events(Protocol):
-    """Whoever watches a run: the rich display, JSON lines, or nobody."""
-
-    def start(self, stage: int, stages: tuple[int, ...], steps: int, done: int) -> None: ...
-    def step(self, info: StepInfo) -> None: ...
-    def preview(self, path: Path) -> None: ...
-    def saved(self, path: Path) -> None: ...
-    def note(self, text: str) -> None: ...
+BAD_STEPS, RETRIES = 5, 3  # non-finite steps in a row after which a run goes back, and how often it does
 
 
 @dataclass(frozen=True)
@@ -104,29 +78,46 @@ def run(
 ) -> RunResult:
     """Run the given stages from where this prompt and seed stand, and render the orbit after stage 3.
 
-    With `resume`, the scene comes from that checkpoint. Raises FourdfyError: wrong stage, or a folder that holds
-    something else (2), models missing (3), out of memory (4), diverged (5), damaged checkpoint (6), stopped (130, 143).
+    With `resume`, the scene comes from that checkpoint. Raises FourdfyError: wrong stage, a folder that holds something else or that
+    another process works in (2), models missing (3), out of memory (4), diverged (5), damaged checkpoint (6), stopped (75, 129, 130, 143).
     """
-    began = time.monotonic()
-    current = opened(prompt, recipe, out, seed, machine)
-    if resume is not None:
-        current = continued(resume, current, stages[0])
-    current.vram = machine.gigabytes()
-    make_writable(current.folder)
-    with StopSignals() as signals:
+    began, folder = time.monotonic(), run_folder(out, prompt, seed)
+    new = not folder.exists()
+    make_writable(folder)
+    try:
+        with RunLock(folder) as lock, StopSignals() as signals:
+            current = opened(prompt, recipe, out, seed, machine, events.note)
+            if resume is not None:
+                current = continued(resume, current, stages[0])
+            current.vram = machine.gigabytes()
+            video = run_stages(current, stages, events, signals, lock)
+    finally:
+        if new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    return RunResult(folder, current.finished(stages[-1]), video, time.monotonic() - began, files)
+
+
+def run_stages(current: Run, stages: tuple[int, ...], events: Events, signals: StopSignals, lock: RunLock) -> Path | None:
+    """All stages, then the orbit; whatever ends a run, run.json tells it truly."""
+    try:
         for stage in stages:
             if stage > current.stage:
                 current.stage, current.step, current.optimizer_state = stage, 0, None
             unfinished = current.step < current.recipe.stage(stage).steps or not current.finished(stage).exists()
-            if stage == current.stage and unfinished:  # stopped at its last step, a stage still has its checkpoint to write
-                run_stage(current, stages, events, signals)
-    video = finish(current, stages, events)
-    files = sorted(p for p in current.folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    return RunResult(current.folder, current.finished(stages[-1]), video, time.monotonic() - began, files)
+            while stage == current.stage and unfinished:  # stopped at its last step, a stage still has its checkpoint to write
+                unfinished = not run_stage(current, stages, events, signals, lock)
+        return finish(current, stages, events)
+    except BaseException as error:
+        code = error.code if isinstance(error, FourdfyError) else INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILURE
+        with contextlib.suppress(FourdfyError, OSError):
+            write_about(current, "interrupted" if code in STOPPED else "failed", str(error) or type(error).__name__)
+        raise
 
 
-def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: StopSignals) -> None:
-    """One stage from wherever the run stands to its end, with previews, metrics and checkpoints on the way."""
+def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: StopSignals, lock: RunLock) -> bool:
+    """One stage from wherever the run stands to its end, with previews, metrics and checkpoints on the way; False if its numbers went bad
+    and the run has gone back to its last checkpoint."""
     stage = current.recipe.stage(current.stage)
     if current.vram is not None:
         current.rung = max(current.rung, memory.choose(current.recipe, current.stage, current.vram))
@@ -136,48 +127,77 @@ def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: St
         load_lora_state(network, current.lora)
     optimizer = make_optimizer(current.scene, current.recipe, current.stage, guidances)
     if current.optimizer_state is not None:
-        optimizer.load_state_dict(current.optimizer_state)
+        load_optimizer(optimizer, current.optimizer_state, current.last)
     metrics = Metrics(current.folder / "metrics.jsonl", current.stage, current.step)
     events.start(current.stage, stages, stage.steps, current.step)
-    pace = Pace(current, stages)
-    saved, bad = time.monotonic(), 0
-    while current.step < stage.steps:
-        hybrid.maybe_update_occupancy(current.scene, current.context())
-        outcome = step_within_memory(current, guidances, optimizer, events)
-        bad = bad + 1 if not update(optimizer, current, outcome) else 0
-        if bad >= BAD_STEPS:
-            hint = f'fourdfy generate "{current.prompt}" --seed {current.seed + 1}'
-            raise FourdfyError(f"diverged: {bad} steps without a finite gradient", hint, DIVERGED)
-        current.step += 1
-        info = pace.info(outcome, current)
-        metrics.write(
-            {
-                "stage": current.stage,
-                "step": current.step - 1,
-                "branch": outcome.branch,
-                **outcome.losses,
-                "rung": current.rung,
-                "seconds": round(pace.elapsed, 2),
-            }
-        )
-        events.step(info)
-        if current.step % current.recipe.preview_every == 0 or current.step == stage.steps or current.step == 10:
-            events.preview(preview(current))
-        stop = signals.raised is not None
-        if stop or time.monotonic() - saved > 60 * current.recipe.save_minutes:
-            collect_state(current, optimizer, guidances)
-            checkpoint.save_last(current.folder, current.state())
-            events.saved(current.last)
-            saved = time.monotonic()
-        if stop:
-            write_about(current, "interrupted")
-            raise signals.stop("type the same command again to go on")
-    metrics.close()
-    collect_state(current, optimizer, guidances)
+    pace, keeper = Pace(current, stages), Keeper(current, optimizer, guidances, lock, events)
+    try:
+        while current.step < stage.steps:
+            hybrid.maybe_update_occupancy(current.scene, current.context())
+            outcome = step_within_memory(current, guidances, optimizer, events)
+            bad = update(optimizer, current, outcome)
+            if bad and not tolerable(current, outcome, bad, events):
+                return go_back(current, outcome, bad, events)
+            current.step += 1
+            info = pace.info(outcome, current)
+            metrics.write(
+                {
+                    "stage": current.stage,
+                    "step": current.step - 1,
+                    "branch": outcome.branch,
+                    **outcome.losses,
+                    **({"skipped": bad} if bad else {}),
+                    "rung": current.rung,
+                    "seconds": round(pace.elapsed, 2),
+                }
+            )
+            events.step(info)
+            if current.step % current.recipe.preview_every == 0 or current.step == stage.steps or current.step == 10:
+                events.preview(preview(current))
+            keeper.maybe(stop=signals.raised is not None)
+            if signals.raised is not None:
+                raise signals.stop("type the same command again to go on")
+    except BaseException as error:
+        keeper.rescue(error)
+        raise
+    finally:
+        metrics.close()
+    keeper.collect()
     current.optimizer_state = None
+    lock.beat()
     checkpoint.save(current.finished(current.stage), current.state())
     checkpoint.save_last(current.folder, current.state())
     events.saved(current.finished(current.stage))
+    return True
+
+
+def tolerable(current: Run, outcome: hybrid.Outcome, bad: str, events: Events) -> bool:
+    """Count a step that was skipped, and tell of it; False for the last of BAD_STEPS in a row, over the borders of stages."""
+    current.skipped += 1
+    current.skipped_in_a_row += 1
+    events.note(f"step {current.step} of stage {current.stage} skipped: {bad} is not finite ({outcome.branch} branch)")
+    return current.skipped_in_a_row < BAD_STEPS
+
+
+def go_back(current: Run, outcome: hybrid.Outcome, bad: str, events: Events) -> bool:
+    """Back to the last good checkpoint, with another stream of noise and half the learning rates; False. Raises FourdfyError (exit 5) with
+    what went wrong first, after RETRIES times."""
+    level = f" at noise level {outcome.losses['t']:.0f}" if "t" in outcome.losses else ""
+    what = f"{BAD_STEPS} steps without a finite gradient: {bad} in the {outcome.branch} branch{level}, step {current.step}"
+    if current.retries >= RETRIES:
+        hint = f"fourdfy generate {shlex.quote(current.prompt)} --seed {current.seed + 1}"
+        raise FourdfyError(f"diverged, and again after going back {RETRIES} times: {what}", hint, DIVERGED)
+    state = checkpoint.recover(current.folder, events.note)
+    if state is not None:
+        good = from_checkpoint(state, current.folder, current.machine)
+        here = good.stage == current.stage
+        current.scene, current.lora = good.scene, good.lora
+        current.step, current.optimizer_state = (good.step, good.optimizer_state) if here else (0, None)
+    elif current.stage == 1:
+        current.scene, current.step, current.optimizer_state = new_scene(current.recipe, current.seed, current.machine), 0, None
+    current.retries, current.skipped_in_a_row = current.retries + 1, 0
+    events.note(f"{what}; back to step {current.step} of stage {current.stage}, with half the learning rates")
+    return False
 
 
 def step_within_memory(current: Run, guidances: dict[str, Guidance], optimizer: torch.optim.Optimizer, events: Events) -> hybrid.Outcome:
@@ -212,11 +232,6 @@ def load_guidances(recipe: Recipe, stage: int, prompt: str, device: str, rung: i
     return build(recipe, prompt, specs, "cpu" if memory.LADDER[rung].park else device, dtype, branches, seed)
 
 
-def lora_network(guidances: dict[str, Guidance]) -> nn.Module | None:
-    """The network that Eq. 5 trains beside the scene, if the stage draws single pictures."""
-    return cast(VariationalGuidance, guidances["image"]).lora_unet if "image" in guidances else None
-
-
 def make_optimizer(scene: Scene, recipe: Recipe, stage: int, guidances: dict[str, Guidance]) -> torch.optim.AdamW:
     """AdamW over what a stage trains, LoRA included; betas and eps are the released code's."""
     network = lora_network(guidances)
@@ -226,55 +241,22 @@ def make_optimizer(scene: Scene, recipe: Recipe, stage: int, guidances: dict[str
     )
 
 
-def collect_state(current: Run, optimizer: torch.optim.Optimizer, guidances: dict[str, Guidance]) -> None:
-    """Bring LoRA and optimizer into the run's state."""
-    if (network := lora_network(guidances)) is not None:
-        current.lora = lora_state(network)
-    current.optimizer_state = optimizer.state_dict()
-
-
-def update(optimizer: torch.optim.Optimizer, current: Run, outcome: hybrid.Outcome) -> bool:
-    """One AdamW step at this context's rates; skipped (False) if a gradient is not finite."""
+def update(optimizer: torch.optim.Optimizer, current: Run, outcome: hybrid.Outcome) -> str:
+    """One AdamW step at this step's rates; skipped if a loss or gradient is not finite, whose name is returned then, else ""."""
     context = current.context()
-    factor = context.settings.lr_decay.at(context.progress)
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    finite = all(torch.isfinite(p.grad).all() for p in parameters) and all(map(math.isfinite, outcome.losses.values()))
-    if finite:
+    factor = context.settings.lr_decay.at(context.progress) * 0.5**current.retries
+    bad = next((name for name, value in outcome.losses.items() if not math.isfinite(value)), "")
+    for group in optimizer.param_groups:
+        if not bad and not all(bool(torch.isfinite(p.grad).all()) for p in group["params"] if p.grad is not None):
+            bad = f"the gradient of {group['name']}"
+    if not bad:
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * factor
         optimizer.step()
+        current.skipped_in_a_row = 0
     optimizer.zero_grad(set_to_none=True)
     current.scene.blob_std.fill_(context.settings.blob.at(context.progress))
-    return finite
-
-
-class Pace:
-    """Speed, remaining time and counts of a stage, from the last steps."""
-
-    def __init__(self, current: Run, stages: tuple[int, ...]):
-        self.began = time.monotonic()
-        self.recent: deque[float] = deque([self.began], maxlen=50)
-        self.counts: Counter[str] = Counter()
-        self.later = sum(current.recipe.stage(s).steps for s in stages if s > current.stage)
-
-    @property
-    def elapsed(self) -> float:
-        return time.monotonic() - self.began
-
-    def info(self, outcome: hybrid.Outcome, current: Run) -> StepInfo:
-        self.recent.append(time.monotonic())
-        self.counts[outcome.branch] += 1
-        each = (self.recent[-1] - self.recent[0]) / (len(self.recent) - 1)
-        if self.counts.total() == 1:
-            self.recent.popleft()  # the first step may compile: no measure of those to come
-        steps = current.recipe.stage(current.stage).steps
-        left = each * (steps - current.step)
-        unit = 1024**2 if sys.platform == "darwin" else 1024
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-        return StepInfo(
-            current.stage, current.step, steps, outcome.branch, outcome.losses, 1 / max(each, 1e-9), left, left + each * self.later, memory,
-            dict(self.counts),
-        )  # fmt: skip
+    return bad
 
 
 def finish(current: Run, stages: tuple[int, ...], events: Events) -> Path | None:

@@ -2,16 +2,17 @@
 
 A state is a dictionary of nested builtins and tensors: prompt, seed, recipe (config.to_dict), stage, step, scene, and
 where there are any lora, optimizer, models. On disk it gains `format`, `version` and `digest`. Equal states give equal
-bytes, whatever order their dictionaries were filled in. Design: commit by rename, as Orbax does.
+bytes, whatever order their dictionaries were filled in.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
+import itertools
 import math
 import os
+import shutil
 import struct
 import sys
 import zipfile
@@ -19,18 +20,20 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from fourdfy_cli.errors import DAMAGED, DIVERGED, FAILURE, USAGE, FourdfyError
 from fourdfy_cli.store import migrate
+from fourdfy_cli.store.files import replacing, sweep
 
 FORMAT = "fourdfy"
 HEADER = ("format", "version", "digest")
 REQUIRED = {"prompt": str, "seed": int, "recipe": dict, "stage": int, "step": int, "scene": dict}
 LAST, PREVIOUS = "last.pt", "last.prev.pt"
+SPARE = 16e6  # bytes that stay free on the disk
 # What zipfile and torch.load raise on a damaged or foreign file.
 UNREADABLE = (
     OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError,
@@ -55,8 +58,33 @@ def save_last(folder: Path, state: dict[str, Any]) -> Path:
 
 def _commit(path: Path, state: dict[str, Any], previous: Path | None) -> None:
     plain = _complete(state)
+    need = 1.2 * sum(leaf.nbytes for _, leaf in _leaves(plain) if isinstance(leaf, Tensor)) + SPARE
+    with contextlib.suppress(OSError):
+        if (free := shutil.disk_usage(path.parent).free) < need:
+            raise FourdfyError(f"cannot write {path}: it wants {need / 1e6:.0f} MB, and {free / 1e6:.0f} are free", "df -h .", FAILURE)
     with replacing(path, previous) as temporary, open(temporary, "wb") as file:
-        torch.save(plain, file)  # to an open file: given a path, torch would store that name in the archive
+        sink: Any = _Sink(file)
+        try:
+            torch.save(plain, sink)  # to an open file: given a path, torch would store that name in the archive
+        except RuntimeError:
+            if sink.error is None:
+                raise
+            raise sink.error from None  # what the disk said, not what torch makes of it
+
+
+class _Sink:
+    """A file for torch.save that remembers the error that torch hides."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.flush = file, file.flush
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -97,22 +125,34 @@ def check_tensors(path: Path, part: str, found: Any, expected: Mapping[str, Tens
 
 
 def recover(folder: Path, note: Callable[[str], None] = lambda _: None) -> dict[str, Any] | None:
-    """The newest of last.pt and last.prev.pt that verifies, or None where there is neither; `note` hears of a fall-back.
+    """The furthest whole checkpoint of a run folder (last.pt, last.prev.pt, stage3.pt, stage2.pt, stage1.pt), None where there is none.
 
-    Also clears away temporary files of processes that died. Raises FourdfyError (exit 6) if every one is damaged.
+    A damaged one is set aside under another name, and `note` hears of it: the next save must not put it in a good one's place. Also
+    clears away temporary files of processes that died. Raises FourdfyError (exit 6) if every one is damaged.
     """
     sweep(folder)
-    failures = []
-    for path in (folder / LAST, folder / PREVIOUS):
-        if path.exists():
-            try:
-                return load(path)
-            except FourdfyError as error:
-                failures.append(error)
-                note(f"{error.message}; trying the one before")
-    if failures:
+    whole: list[dict[str, Any]] = []
+    failures: list[FourdfyError] = []
+    for path in (folder / name for name in (LAST, PREVIOUS, "stage3.pt", "stage2.pt", "stage1.pt")):
+        if not os.path.lexists(path):
+            continue
+        try:
+            whole.append(load(path))
+        except FourdfyError as error:
+            failures.append(error)
+            note(f"{error.message}; set aside as {set_aside(path).name}")
+    if failures and not whole:
         raise failures[0]
-    return None
+    return max(whole, key=lambda state: (state["stage"], state["step"]), default=None)
+
+
+def set_aside(path: Path) -> Path:
+    """Give a damaged file a name that nothing reads, beside it; returns that name."""
+    number = next(k for k in itertools.count(1) if not os.path.lexists(path.with_name(f"{path.stem}.damaged-{k}")))
+    aside = path.with_name(f"{path.stem}.damaged-{number}")
+    with contextlib.suppress(OSError):
+        os.replace(path, aside)
+    return aside
 
 
 def digest(state: dict[str, Any]) -> str:
@@ -127,63 +167,6 @@ def digest(state: dict[str, Any]) -> str:
         else:
             total.update(f"{key}\0{leaf!r}\0".encode(errors="surrogatepass"))
     return total.hexdigest()
-
-
-@contextlib.contextmanager
-def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
-    """A temporary path beside `path` (same suffix) that takes its place, synced to disk, when the block ends well and
-    disappears when it does not; the file that was there is renamed to `previous` if given. Raises FourdfyError (exit 1)
-    where the disk refuses."""
-    path = Path(path)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb") as file:
-            _sync(file.fileno())
-        if previous and path.exists():
-            os.replace(path, previous)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise FourdfyError(f"cannot write {path}: {error.strerror or error}", f"df -h {path.parent}", FAILURE) from None
-    finally:
-        temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
-
-
-def sweep(folder: Path) -> None:
-    """Delete the temporary files that processes no longer alive left in a folder."""
-    for path in folder.glob(".tmp-*-*"):
-        pid = path.name.split("-")[1]
-        if pid.isdigit() and not _alive(int(pid)):
-            path.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
-
-
-def _sync(descriptor: int) -> None:
-    """fsync, where the file system knows it."""
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _sync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _complete(state: dict[str, Any]) -> dict[str, Any]:

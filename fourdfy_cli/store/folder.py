@@ -2,49 +2,68 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+import math
 import re
+import tempfile
 import unicodedata
 from pathlib import Path
 from typing import Any
 
 from fourdfy_cli.errors import USAGE, FourdfyError
+from fourdfy_cli.store.files import replacing
 
 
 def slug(prompt: str) -> str:
-    """At most 48 characters of [a-z0-9-]; never empty."""
-    plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:48].strip("-") or "scene"
+    """At most 48 characters of [a-z0-9-], never empty; where the prompt was cut or lost letters, 8 more of its hash."""
+    plain = unicodedata.normalize("NFKD", prompt).lower()
+    ascii = plain.encode("ascii", "ignore").decode()
+    name = re.sub(r"[^a-z0-9]+", "-", ascii).strip("-")
+    lost = len(name) > 48 or any(c.isalnum() and not c.isascii() for c in plain) or not name
+    short = name[:48].strip("-") or "scene"
+    return f"{short}-{hashlib.sha256(prompt.encode(errors='surrogatepass')).hexdigest()[:8]}" if lost else short
 
 
 def run_folder(out: Path, prompt: str, seed: int) -> Path:
-    return out / f"{slug(prompt)}-s{seed}"
+    """The folder of a prompt and seed; where 0.1.0 left this prompt's run under a cut name, that one."""
+    name = slug(prompt)
+    old = out / f"{name[:-9]}-s{seed}"
+    if len(name) > 48 and (read_json(old / "run.json") or {}).get("prompt") == prompt:
+        return old
+    return out / f"{name}-s{seed}"
 
 
 def make_writable(folder: Path) -> None:
     """Create the folder; raises FourdfyError (exit 2) where nothing can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            return
     except OSError as error:
         raise FourdfyError(f"cannot write to {folder}: {error.strerror or error}", "choose another folder with --out DIR", USAGE) from None
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write atomically: a temporary file in the same folder, then a rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(temporary, path)
+    """Write as safely as a checkpoint; numbers that JSON has no word for become null. Raises FourdfyError (exit 1) as `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(finite(values), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def finite(value: Any) -> Any:
+    """Nested builtins with None in place of NaN and infinities."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The file's object, or None where there is none or it is not readable JSON."""
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None
 
@@ -57,13 +76,12 @@ class Metrics:
         kept = []
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _before(line, stage, step)]
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in kept))
         self.file = path.open("a", buffering=1)
 
     def write(self, row: dict[str, Any]) -> None:
-        self.file.write(json.dumps(row) + "\n")
+        self.file.write(json.dumps(finite(row), allow_nan=False) + "\n")
 
     def close(self) -> None:
         self.file.close()

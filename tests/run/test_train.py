@@ -141,8 +141,11 @@ def test_gradients_that_are_not_finite_are_skipped_and_end_the_run_after_five(tm
     recipe = dataclasses.replace(tiny, stage1=dataclasses.replace(tiny.stage1, steps=20))
     with pytest.raises(FourdfyError) as error:
         go(tmp_path, recipe, (1,))
-    assert error.value.code == 5
-    assert not list(tmp_path.rglob("*.pt"))  # nothing poisoned was saved
+    assert error.value.code == 5 and "static" in error.value.message and "multiview branch" in error.value.message
+    kept = checkpoint.load(run_folder(tmp_path, PROMPT, 3) / "last.pt")  # nothing poisoned in it: `save` refuses
+    assert kept["retries"] == train.RETRIES and kept["step"] == train.BAD_STEPS - 1
+    about = json.loads((run_folder(tmp_path, PROMPT, 3) / "run.json").read_text())
+    assert about["status"] == "failed" and about["skipped_steps"] == (train.RETRIES + 1) * train.BAD_STEPS
 
 
 def test_scoring_a_run(whole):
