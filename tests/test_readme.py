@@ -31,16 +31,30 @@ def test_every_command_is_listed_and_every_listed_one_exists():
     assert listed == commands()
 
 
+def rows(text: str) -> dict[str, str]:
+    """Names at the start of a line of help, and what is said of each command. How it is framed is the libraries' affair."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in text.splitlines():
+        plain = re.sub(r"[^\w\s.,;:()'-]", " ", line)
+        row = re.match(r" {1,3}(\S+) {2,}(.*)", plain)
+        name = row[1] if row else name if plain.startswith(" " * 6) else ""
+        found[name] = " ".join([found.get(name, ""), row[2] if row else plain])
+    return {name: "" if name.startswith("--") else " ".join(text.split()) for name, text in found.items()}
+
+
 def test_the_help_block_is_the_real_one():
     block = re.search(r"```text\n\$ fourdfy --help\n(.*?)```", README, re.S)
     assert block, "README.md has no help block"
     environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "TERMINAL_WIDTH": "100"}
     done = subprocess.run([sys.executable, "-m", "fourdfy_cli", "--help"], capture_output=True, text=True, env=environment, timeout=120)
 
-    def words(text: str) -> list[str]:  # boxes are drawn differently by different versions of rich
-        return re.sub(r"[^\w\s\-.,;:()]", " ", text.replace("python -m fourdfy_cli", "fourdfy").replace("__main__.py", "fourdfy")).split()
-
-    assert words(block.group(1)) == words(done.stdout)
+    ours, real = rows(block.group(1)), rows(done.stdout)
+    names = {name.split()[0] for name in commands()}
+    assert {name for name in ours if name[:1].islower()} == names and {"--version", "--help"} <= set(ours)
+    assert {name: ours[name] for name in names} == {name: real[name] for name in names}
+    for words in ("Turn a sentence into a moving 3D scene", 'Start with:  fourdfy generate "a red dog jumping"'):
+        assert words in block.group(1) and words in done.stdout
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the tree is that of the repository")

@@ -245,11 +245,21 @@ def test_clip_score_and_nano_pass_on(monkeypatch: pytest.MonkeyPatch, isolated: 
 
 
 @pytest.mark.parametrize(
-    "args", [[], ["-h"], ["--help"], ["generate", "-h"], ["render", "--help"], ["nano", "-h"], ["nano", "sample", "-h"]]
+    "line, word",
+    [
+        ("", "Turn a sentence"),
+        ("-h", "clip-score"),
+        ("--help", "--version"),
+        ("generate -h", "--preset"),
+        ("render --help", "--orbit"),
+        ("nano -h", "sample"),
+        ("nano sample -h", "--video"),
+    ],
 )
-def test_help(args: list[str], capsys: pytest.CaptureFixture[str]):
-    assert main.run(args) == 0
-    assert "Usage: fourdfy" in capsys.readouterr().out
+def test_help(line: str, word: str, capsys: pytest.CaptureFixture[str]):
+    assert main.run(line.split()) == 0
+    shown = capsys.readouterr().out
+    assert word in shown and "fourdfy" in shown
 
 
 def test_version(capsys: pytest.CaptureFixture[str]):

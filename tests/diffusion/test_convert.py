@@ -125,7 +125,7 @@ def evil(tmp_path: Path, function, inside: bool) -> Path:
 
 def test_a_hostile_pickle_is_refused_in_one_line(tmp_path: Path):
     source = evil(tmp_path, os.system, True)
-    fails(source, tmp_path / "out", ENVIRONMENT, "model.ckpt was not converted: it wants posix.system, and only tensors")
+    fails(source, tmp_path / "out", ENVIRONMENT, "model.ckpt was not converted", "tensors")
     assert not (tmp_path / "canary").exists()
     torch.load(source, weights_only=False)
     assert (tmp_path / "canary").exists()  # so the pickle would do what it should not
@@ -134,7 +134,7 @@ def test_a_hostile_pickle_is_refused_in_one_line(tmp_path: Path):
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("function", [os.system, subprocess.getoutput, eval, exec, __import__], ids=lambda f: f.__name__)
 def test_code_in_a_pickle_does_not_run(tmp_path: Path, function, inside: bool):
-    with pytest.raises(SystemExit, match="only tensors are read"):
+    with pytest.raises(SystemExit, match="tensors"):
         module.main(evil(tmp_path, function, inside), tmp_path)
     assert not (tmp_path / "canary").exists()
 

@@ -178,7 +178,7 @@ def test_missing_package_is_refused():
     tcnn._native.cache_clear()
     levels, table = table_of(3, SMALL)
     for call in (tcnn.bindings, lambda: tcnn.lookup(torch.zeros(1, 3), table, levels)):
-        with pytest.raises(FourdfyError, match="tiny-cuda-nn cannot be used: No module named 'tinycudann'") as caught:
+        with pytest.raises(FourdfyError, match="tiny-cuda-nn cannot be used: .*tinycudann") as caught:
             call()
         assert caught.value.code == ENVIRONMENT and "pip install" in caught.value.hint and "--backend triton" in caught.value.hint
 

@@ -78,8 +78,8 @@ def test_copies_show_the_same_and_tell_nothing(tmp_path: Path):
     for name in ("one.mp4", "two.mp4"):
         videos.copy_plain(source, tmp_path / name, "h264")
     plain = (tmp_path / "one.mp4").read_bytes()
-    for word in (b"SECRET", b"x264", b"Lavc", b"Lavf"):
-        assert word in source.read_bytes() and word not in plain
+    traces = [word for word in (b"SECRET", b"x264", b"Lavc", b"Lavf") if word in source.read_bytes()]  # encoders sign as they like
+    assert b"SECRET" in traces and not any(word in plain for word in traces)
 
     def pictures(path: Path) -> bytes:
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-f", "rawvideo", "-"]
