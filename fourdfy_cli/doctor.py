@@ -23,10 +23,10 @@ from fourdfy_cli.errors import FourdfyError
 
 PYTHON = (3, 10)
 PACKAGES = {  # module: (distribution, lowest version that works)
-    "torch": ("torch", "2.10"), "torchvision": ("torchvision", ""), "diffusers": ("diffusers", "0.36"),
+    "torch": ("torch", "2.10"), "torchvision": ("torchvision", "0.25"), "diffusers": ("diffusers", "0.36"),
     "transformers": ("transformers", "5.3"), "peft": ("peft", "0.18"), "safetensors": ("safetensors", "0.8"),
-    "open_clip": ("open-clip-torch", "3.0"), "numba": ("numba", "0.61"), "numpy": ("numpy", ""), "PIL": ("pillow", ""),
-    "jaxtyping": ("jaxtyping", "0.3"),
+    "huggingface_hub": ("huggingface-hub", "1.5"), "open_clip": ("open-clip-torch", "3.0"), "numba": ("numba", "0.61"),
+    "numpy": ("numpy", "1.26.4"), "scipy": ("scipy", "1.11.1"), "PIL": ("pillow", "10.0"), "jaxtyping": ("jaxtyping", "0.3.6"),
 }  # fmt: skip
 PARTS = {  # optional: (what for, how to get it)
     "tinycudann": ("--backend tcnn, hash grids", "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch"),
@@ -38,7 +38,7 @@ NANO = 'fourdfy generate "a red dog jumping" --preset nano'
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: `state` is "ok" or "missing"; what is required and missing stops fourdfy; `mend` is a command to type."""
+    """One finding: `state` is "ok", "note" or "missing"; what is required and missing stops fourdfy; `mend` is a command to type."""
 
     part: str
     state: str
@@ -54,6 +54,7 @@ def examine() -> Iterator[Check]:
     """All checks, in the order they are shown."""
     yield python()
     yield from (package(module) for module in PACKAGES)
+    yield untried()
     yield gpu()
     yield ffmpeg()
     yield nano()
@@ -65,7 +66,7 @@ def examine() -> Iterator[Check]:
 
 def broken(checks: list[Check]) -> list[Check]:
     """The checks that stop fourdfy from working at all."""
-    return [check for check in checks if check.required and check.state != "ok"]
+    return [check for check in checks if check.required and check.state == "missing"]
 
 
 def python() -> Check:
@@ -89,6 +90,26 @@ def package(module: str) -> Check:
     if _numbers(version) < _numbers(least):
         return Check(name, "missing", f"{version}, {least} is needed", True, mend)
     return Check(name, "ok", version, True)
+
+
+def untried() -> Check:
+    """Packages newer than those that the tests have passed with. They may work all the same."""
+    known = tried()
+    if not known:
+        return Check("versions", "missing", "tried.txt is not where it was installed", mend="pip install --force-reinstall .")
+    newer = {name: here for name in known if _numbers(here := _version(name)) > _numbers(known[name])}
+    if not newer:
+        return Check("versions", "ok", "no package is newer than those that were tried")
+    told = ", ".join(f"{name} {here} ({known[name]})" for name, here in newer.items())
+    return Check("versions", "note", f"newer than tried: {told}", mend=f"pip install {' '.join(f'{name}=={known[name]}' for name in newer)}")
+
+
+def tried() -> dict[str, str]:
+    """The newest version of each package that the tests have passed with: .ci/tried.txt, which an installed package holds a copy of."""
+    here = Path(__file__).parent
+    path = next((path for path in (here / "tried.txt", here.parent / ".ci" / "tried.txt") if path.is_file()), None)
+    lines = path.read_text(encoding="utf-8").splitlines() if path else []
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
 
 
 def gpu() -> Check:
@@ -185,6 +206,14 @@ def optional(module: str) -> Check:
 def _numbers(version: str) -> tuple[int, ...]:
     """A version's leading numbers, "2.10.0+cu126" as (2, 10, 0)."""
     return tuple(map(int, re.findall(r"\d+", re.sub(r"[^\d.].*", "", version))))
+
+
+def _version(name: str) -> str:
+    """The version of an installed package, "" if it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _line(error: BaseException) -> str:

@@ -82,6 +82,27 @@ def test_versions_compare_as_numbers(version: str, numbers: tuple[int, ...]):
     assert doctor._numbers(version) == numbers
 
 
+def test_a_package_newer_than_tried_is_a_note(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(doctor, "tried", lambda: {"numpy": "1.0", "pillow": "999.0", "no-such-distribution": "1.0"})
+    note = doctor.untried()
+    assert (note.state, note.required, note.mend) == ("note", False, "pip install numpy==1.0")
+    assert "numpy" in note.detail and "pillow" not in note.detail and "no-such-distribution" not in note.detail
+    assert main.run(["doctor"]) == OK
+    assert any(re.fullmatch(r"versions +note: .*numpy.*-> pip install numpy==1.0", line) for line in capsys.readouterr().out.splitlines())
+    monkeypatch.setattr(doctor, "tried", lambda: {"numpy": "999.0"})
+    assert doctor.untried().state == "ok"
+
+
+def test_the_versions_tried_come_from_the_package_or_the_repository(monkeypatch: pytest.MonkeyPatch, isolated: Path):
+    assert doctor.tried()["torch"]
+    monkeypatch.setattr(doctor, "__file__", str(isolated / "package" / "doctor.py"))
+    assert doctor.tried() == {} and (doctor.untried().state, doctor.untried().required) == ("missing", False)
+    for number, folder in enumerate((isolated / ".ci", isolated / "package"), 1):  # the package's own comes first
+        folder.mkdir()
+        (folder / "tried.txt").write_text(f"# a comment\nnumpy=={number}.0\n")
+        assert doctor.tried() == {"numpy": f"{number}.0"}
+
+
 def test_packages_are_those_that_are_installed_with_this_one():
     """The list here says what pyproject.toml says."""
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
