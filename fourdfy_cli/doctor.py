@@ -25,7 +25,7 @@ PYTHON = (3, 10)
 PACKAGES = {  # module: (distribution, lowest version that works)
     "torch": ("torch", "2.10"), "torchvision": ("torchvision", "0.25"), "diffusers": ("diffusers", "0.36"),
     "transformers": ("transformers", "5.3"), "peft": ("peft", "0.18"), "safetensors": ("safetensors", "0.8"),
-    "huggingface_hub": ("huggingface-hub", "1.5"), "open_clip": ("open-clip-torch", "3.0"), "numba": ("numba", "0.61"),
+    "huggingface_hub": ("huggingface-hub", "1.20"), "open_clip": ("open-clip-torch", "3.0"), "numba": ("numba", "0.61"),
     "numpy": ("numpy", "1.26.4"), "scipy": ("scipy", "1.11.1"), "PIL": ("pillow", "10.0"), "jaxtyping": ("jaxtyping", "0.3.6"),
 }  # fmt: skip
 PARTS = {  # optional: (what for, how to get it)
@@ -101,7 +101,8 @@ def untried() -> Check:
     if not newer:
         return Check("versions", "ok", "no package is newer than those that were tried")
     told = ", ".join(f"{name} {here} ({known[name]})" for name, here in newer.items())
-    return Check("versions", "note", f"newer than tried: {told}", mend=f"pip install {' '.join(f'{name}=={known[name]}' for name in newer)}")
+    back = " ".join(f"{name}=={known[name]}" for name in newer)
+    return Check("versions", "note", f"newer than tried: {told}", mend=f"pip install {back}")
 
 
 def tried() -> dict[str, str]:

@@ -34,11 +34,12 @@ def test_text_is_the_last_hidden_state(specs: dict[str, ModelSpec]) -> None:
     assert not torch.allclose(ours[0], ours[2], atol=1e-2)
 
 
-def test_text_weights_of_older_files(copied: ModelSpec) -> None:
+@pytest.mark.parametrize("prefix", ["", "text_model."])
+def test_text_weights_of_older_and_newer_files(copied: ModelSpec, prefix: str) -> None:
     before = text.encode(copied, ["a red dog"], CPU)
     path = Path(copied.source) / "text_encoder" / "model.safetensors"
-    state = {"text_model." + key: value for key, value in load_file(path).items()}
-    state["text_model.embeddings.position_ids"] = torch.arange(networks.TEXT_LENGTH)[None]
+    state = {prefix + key.removeprefix("text_model."): value for key, value in load_file(path).items()}
+    state[prefix + "embeddings.position_ids"] = torch.arange(networks.TEXT_LENGTH)[None]
     save_file(state, path)
     assert torch.equal(text.encode(copied, ["a red dog"], CPU), before)
 
