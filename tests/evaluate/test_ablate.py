@@ -160,7 +160,7 @@ def test_table_and_picture(done):
     assert sum(row.startswith("|") for row in text) == 6 and all(row.count("|") == 10 for row in text[4:])
     picture = Image.open(out / "ablate.png")
     assert picture.size == (ablate.MARGIN + 64 * ablate.VIEWS * ablate.TIMES, 64 * 4)
-    assert len(set(picture.crop((0, 0, ablate.MARGIN, 64)).getdata())) > 2  # the name is written there
+    assert len(picture.crop((0, 0, ablate.MARGIN, 64)).getcolors()) > 1  # the name is written there
 
 
 def test_measures_are_those_of_the_judges(done):
