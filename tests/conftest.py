@@ -17,6 +17,7 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))  # a test run b
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: the few tests that take half of the suite's time; the fast half is -m 'not long'")
     config.addinivalue_line("markers", "slow: full-size networks, minutes and gigabytes; only run by -m slow")
 
 

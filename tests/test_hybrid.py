@@ -204,6 +204,7 @@ class Exact(Here):
         return GuidanceOutput(100 * gradient, sds.loss_of(gradient, len(gradient)))
 
 
+@pytest.mark.long
 def test_sds_with_the_exact_denoiser_of_a_dog_recovers_the_dog():
     nano = preset("nano")
     stage = dataclasses.replace(nano.stage1, steps=90, lr=LearningRates(2e-2, 0.0, 5e-3, 0.0, 0.0))

@@ -87,6 +87,7 @@ def test_peak_memory_follows_what_lives():
     assert peak.bytes == 20000 and len(kept) == 5
 
 
+@pytest.mark.long
 def test_a_video_step_in_pieces_needs_a_sixth_of_the_memory(tiny):
     """16 frames, a third of the paper's pixels a side; measured by every storage that lives during the step."""
     recipe = presets.each_branch(tiny, lambda branch: dataclasses.replace(branch, size=(56, 96)))

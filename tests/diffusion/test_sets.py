@@ -109,6 +109,7 @@ def test_tokens_are_those_of_clip(tiny: dict[str, ModelSpec], prompt: str) -> No
     assert len(ids) == 77
 
 
+@pytest.mark.long
 def test_half_precision_networks_pull_single_precision_pictures(tiny: dict[str, ModelSpec]) -> None:
     """Every guidance, from the set through `build`: bfloat16 weights, float32 pictures, gradients and trained parameters; nearly the
     gradient that float32 weights give."""

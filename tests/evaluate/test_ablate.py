@@ -135,6 +135,7 @@ def done(tmp_path_factory: pytest.TempPathFactory):
     return out, ablate.run(task(out, SOME), Machine(), events), events
 
 
+@pytest.mark.long
 def test_rows_share_the_stages_they_have_in_common(done):
     out, _, events = done
     assert [events.runs[f"{name}: {DOG}"] for name in SOME] == [[1, 2, 3], [2, 3], [3], [1, 2, 3]]
@@ -144,6 +145,7 @@ def test_rows_share_the_stages_they_have_in_common(done):
     assert checkpoint.load(full / "stage3.pt")["digest"] != checkpoint.load(other / "stage3.pt")["digest"]
 
 
+@pytest.mark.long
 def test_a_shared_start_changes_nothing(done, tmp_path: Path):
     """A row by itself, from its own stages 1 and 2, ends where it ends from another row's."""
     ablate.run(task(tmp_path, ["no-hybrid"]), Machine(), Judge())
@@ -151,6 +153,7 @@ def test_a_shared_start_changes_nothing(done, tmp_path: Path):
     assert ours["digest"] == theirs["digest"]
 
 
+@pytest.mark.long
 def test_table_and_picture(done):
     out, data, _ = done
     assert json.loads((out / "ablate.json").read_text()) == data
@@ -163,6 +166,7 @@ def test_table_and_picture(done):
     assert len(picture.crop((0, 0, ablate.MARGIN, 64)).getcolors()) > 1  # the name is written there
 
 
+@pytest.mark.long
 def test_measures_are_those_of_the_judges(done):
     out, data, _ = done
     folder, found = run_folder(out / "hexplane", DOG, 0), data["runs"][3]
@@ -174,6 +178,7 @@ def test_measures_are_those_of_the_judges(done):
     assert found["clip"] == pytest.approx(100 * cosine.mean().item(), abs=1e-3)
 
 
+@pytest.mark.long
 def test_again_does_nothing(done, monkeypatch: pytest.MonkeyPatch):
     out, data, _ = done
     before = {path: path.stat().st_mtime_ns for path in out.rglob("stage?.pt")}
@@ -184,6 +189,7 @@ def test_again_does_nothing(done, monkeypatch: pytest.MonkeyPatch):
     assert events.steps == 0 and {path: path.stat().st_mtime_ns for path in out.rglob("stage?.pt")} == before
 
 
+@pytest.mark.long
 def test_interrupted_it_goes_on(tmp_path: Path):
     whole = task(tmp_path, ["full", "no-hybrid"])
     with pytest.raises(FourdfyError) as stopped:
@@ -194,6 +200,7 @@ def test_interrupted_it_goes_on(tmp_path: Path):
     assert events.steps == 3 and events.runs[f"no-hybrid: {DOG}"] == [3] and len(data["runs"]) == 2
 
 
+@pytest.mark.long
 def test_a_run_that_diverges_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     train = ablate.trained
 
@@ -220,6 +227,7 @@ def test_an_ablation_stops_for_all_else(tmp_path: Path, monkeypatch: pytest.Monk
     assert error.value.code == 4
 
 
+@pytest.mark.long
 def test_another_recipe_shares_nothing(done):
     out, _, _ = done
     folder = run_folder(out / "full", DOG, 0)
@@ -244,6 +252,7 @@ def test_means_leave_out_what_has_no_value():
     assert text == "| row | clip |\n| --- | --- |\n| full | 1.23 |\n| w/o 3D | - |\n"
 
 
+@pytest.mark.long
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     seen, failed, machines = [], [], []
 
@@ -296,6 +305,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     fails(capsys, ["ablate", "q.txt", "--models", "nano"], 2, "'dgo'")
 
 
+@pytest.mark.long
 def test_the_field_in_info(done, capsys: pytest.CaptureFixture[str]):
     parts = {}
     for name in ("full", "hexplane"):

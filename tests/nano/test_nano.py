@@ -136,6 +136,7 @@ def test_the_video_models_text_encoder_starts_to_hear_motion_words():
 
 
 @pytest.mark.parametrize("thing", ["red dog", "purple cube"])
+@pytest.mark.long
 def test_the_video_model_listens_to_motion_words(thing: str):
     """What it makes of a clip that stands still, under noise: hardly a change from frame to frame unless the prompt names a motion."""
     model = models.load(NANO["video"], "cpu", torch.float32)
@@ -210,6 +211,7 @@ def test_parts_are_trained_in_order_and_never_over_a_started_one(tmp_path):
     assert "--part vae --resume" in error.value.hint
 
 
+@pytest.mark.long
 def test_every_part_is_trained_and_the_loaders_take_them(tmp_path, monkeypatch):
     """The whole of `fourdfy nano train`, two steps a part; a second go finds everything done and makes the same weights."""
     for part, plan in train.PLANS.items():
@@ -229,6 +231,7 @@ def test_every_part_is_trained_and_the_loaders_take_them(tmp_path, monkeypatch):
     assert all(p.read_bytes() == content for p, content in before.items())
 
 
+@pytest.mark.long
 def test_the_decoder_learns_alone(tmp_path, monkeypatch):
     """The latents stay as they are to the last bit, and pictures come back better."""
     monkeypatch.setitem(train.PLANS, "decoder", Plan(steps=30, batch=8, rate=2e-3, pool=64))
@@ -252,6 +255,7 @@ def test_the_autoencoder_keeps_what_matters():
     assert -10 * torch.log10((back - rgb).square().mean()) > 28
 
 
+@pytest.mark.long
 def test_samples_are_named_right():
     """A fast look at what `README.md` reports in full: three things seen in training, one held out."""
     judge, model = load_clip("nano"), load("multiview")

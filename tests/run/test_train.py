@@ -54,6 +54,7 @@ def test_what_each_stage_changes(whole):
         assert any(v.abs().max() > 0 for k, v in two["lora"].items() if "lora_B" in k)  # Eq. 5 really trains it
 
 
+@pytest.mark.long
 def test_stages_by_files_equal_one_run(whole, tmp_path):
     result, recipe = whole
     first = go(tmp_path, recipe, (1,))
@@ -64,6 +65,7 @@ def test_stages_by_files_equal_one_run(whole, tmp_path):
     assert third.video and third.video.is_file()
 
 
+@pytest.mark.long
 def test_one_thread_and_two_end_the_same(tmp_path, monkeypatch):
     """Two steps of each branch on the nano models, at the sizes of their own preset."""
     monkeypatch.setattr(train.render, "orbit", lambda scene, recipe, path: path)
@@ -77,6 +79,7 @@ def test_one_thread_and_two_end_the_same(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("cuts", [(1, 2, 3), (2, 1, 4), (5, 4), (6, 1, 1, 1), (11,)])  # a stage's last step: 2, 6, 11
+@pytest.mark.long
 def test_interrupted_anywhere_and_run_again_it_ends_the_same(whole, tmp_path, cuts):
     result, recipe = whole
     before = signal.getsignal(signal.SIGINT)
