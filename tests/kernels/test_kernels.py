@@ -40,6 +40,7 @@ def grid_and_points(dims: int, grid: Grid, count: int = 200) -> tuple[HashGrid, 
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize("dims", [1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.long
 def test_encoding_equals_torch_forward_and_backward(name: str, dims: int, dtype: torch.dtype):
     module, x = grid_and_points(dims, GRIDS[name])
     x, table = x.to(dtype), module.table.detach().to(dtype)

@@ -32,6 +32,7 @@ MIXED = Grid(levels=3, features=2, log2_table=8, base=3, growth=1.7)  # dense, t
 
 
 @outside
+@pytest.mark.long
 def test_under_the_interpreter(tmp_path):
     report = f"--junitxml={tmp_path / 'report.xml'}"
     command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "--noconftest", "-p", "no:cacheprovider", report, __file__]
