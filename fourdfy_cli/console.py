@@ -23,6 +23,7 @@ from rich.text import Text
 from fourdfy_cli import __version__
 from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.store.folder import finite
+from fourdfy_cli.store.stream import Willing
 
 if TYPE_CHECKING:  # bars and tables are loaded when they are shown, not for --help
     from rich.table import Table
@@ -46,33 +47,6 @@ class Step(Protocol):
     eta_total: float
     memory_mb: float
     counts: dict[str, int]
-
-
-class Willing:
-    """A text stream that is given up when it cannot be written to (a closed pipe or terminal): work is never lost to its display. What
-    its encoding lacks is written out."""
-
-    def __init__(self, stream: Any):
-        self.stream, self.gone = stream, stream is None
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-    def write(self, text: str) -> int:
-        self._try("write", text)
-        return len(text)
-
-    def flush(self) -> None:
-        self._try("flush")
-
-    def _try(self, action: str, *text: str) -> None:
-        try:
-            if not self.gone:
-                getattr(self.stream, action)(*text)
-        except (OSError, ValueError):  # ValueError: the stream was closed
-            self.gone = True
 
 
 class Output:

@@ -13,8 +13,9 @@ import typer
 
 from fourdfy_cli import __version__
 from fourdfy_cli.cli import ablate, bench, doctor, generate, inspect, models, nano, options, study
-from fourdfy_cli.console import Output, Willing
+from fourdfy_cli.console import Output
 from fourdfy_cli.errors import FAILURE, INTERRUPTED, MEMORY, OK, FourdfyError
+from fourdfy_cli.store.stream import Willing
 
 app = typer.Typer(
     name="fourdfy",

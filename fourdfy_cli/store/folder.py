@@ -16,22 +16,25 @@ from fourdfy_cli.store.files import replacing
 
 
 def slug(prompt: str) -> str:
-    """At most 48 characters of [a-z0-9-], never empty; where the prompt was cut or lost letters, 8 more of its hash."""
+    """At most 48 characters of [a-z0-9-], never empty; where the prompt is cut or loses letters, the last 8 are of its hash."""
     plain = unicodedata.normalize("NFKD", prompt).lower()
-    ascii = plain.encode("ascii", "ignore").decode()
-    name = re.sub(r"[^a-z0-9]+", "-", ascii).strip("-")
-    lost = len(name) > 48 or any(c.isalnum() and not c.isascii() for c in plain) or not name
-    short = name[:48].strip("-") or "scene"
-    return f"{short}-{hashlib.sha256(prompt.encode(errors='surrogatepass')).hexdigest()[:8]}" if lost else short
+    name = _dashed(plain)
+    if name and len(name) <= 48 and all(c.isascii() for c in plain if c.isalnum()):
+        return name
+    return f"{name[:39].strip('-') or 'scene'}-{hashlib.sha256(prompt.encode(errors='surrogatepass')).hexdigest()[:8]}"
+
+
+def _dashed(plain: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", plain.encode("ascii", "ignore").decode()).strip("-")
 
 
 def run_folder(out: Path, prompt: str, seed: int) -> Path:
-    """The folder of a prompt and seed; where 0.1.0 left this prompt's run under a cut name, that one."""
-    name = slug(prompt)
-    old = out / f"{name[:-9]}-s{seed}"
-    if len(name) > 48 and (read_json(old / "run.json") or {}).get("prompt") == prompt:
+    """The folder of a prompt and seed; where 0.1.0 left this prompt's run under its cut name, that one."""
+    cut = _dashed(unicodedata.normalize("NFKD", prompt).lower())[:48].strip("-") or "scene"
+    old = out / f"{cut}-s{seed}"
+    if cut != slug(prompt) and (read_json(old / "run.json") or {}).get("prompt") == prompt:
         return old
-    return out / f"{name}-s{seed}"
+    return out / f"{slug(prompt)}-s{seed}"
 
 
 def make_writable(folder: Path) -> None:

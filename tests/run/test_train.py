@@ -144,7 +144,7 @@ def test_gradients_that_are_not_finite_are_skipped_and_end_the_run_after_five(tm
     recipe = dataclasses.replace(tiny, stage1=dataclasses.replace(tiny.stage1, steps=20))
     with pytest.raises(FourdfyError) as error:
         go(tmp_path, recipe, (1,))
-    assert error.value.code == 5 and "static" in error.value.message and "multiview branch" in error.value.message
+    assert error.value.code == 5 and "multiview in the multiview branch" in error.value.message
     kept = checkpoint.load(run_folder(tmp_path, PROMPT, 3) / "last.pt")  # nothing poisoned in it: `save` refuses
     assert kept["retries"] == train.RETRIES and kept["step"] == train.BAD_STEPS - 1
     about = json.loads((run_folder(tmp_path, PROMPT, 3) / "run.json").read_text())
@@ -172,6 +172,16 @@ def test_metrics_beyond_the_resumed_step_are_dropped(tmp_path):
 def test_slugs_are_tame(prompt):
     name = slug(prompt)
     assert 0 < len(name) <= 48 and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") and name[0] != "-"
+
+
+def test_prompts_that_share_their_first_letters_have_folders_of_their_own(tmp_path):
+    long = "a very long prompt about a red dog that jumps over the lazy brown fox "
+    names = [slug(prompt) for prompt in (long + "at noon", long + "at night", "犬", "猫", "a red dog", "a red dog 犬")]
+    assert len(set(names)) == 6 and names[4] == "a-red-dog"
+    old = tmp_path / "a-very-long-prompt-about-a-red-dog-that-jumps-ov-s0"
+    old.mkdir()
+    (old / "run.json").write_text(json.dumps({"prompt": long + "at noon"}))  # as 0.1.0 named it
+    assert run_folder(tmp_path, long + "at noon", 0) == old != run_folder(tmp_path, long + "at night", 0)
 
 
 class Scarce:
