@@ -11,6 +11,7 @@ import pytest
 from reference_study import film
 
 from fourdfy_cli.errors import FourdfyError
+from fourdfy_cli.output import ffmpeg
 from fourdfy_cli.study import videos
 
 
@@ -101,5 +102,5 @@ def test_without_ffmpeg_it_is_the_environment(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", none)
     with pytest.raises(FourdfyError) as caught:
-        videos.ffmpeg()
+        ffmpeg.ffmpeg()
     assert caught.value.code == 3
