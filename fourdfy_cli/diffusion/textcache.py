@@ -22,6 +22,8 @@ from torch import Tensor
 from fourdfy_cli.diffusion import text
 from fourdfy_cli.diffusion.models import ModelSpec
 
+CUT = "whole words, view words kept"  # how `text.fit` cuts what is too long: kept embeddings of another way are not ours
+
 
 def embed(spec: ModelSpec, prompts: list[str], device: torch.device | str) -> dict[str, Float[Tensor, "L C"]]:
     """The prompts' embeddings, from disk where they are there, else encoded all at once and kept; raises FourdfyError as `text.encode`."""
@@ -44,7 +46,7 @@ def cache_folder() -> Path:
 
 def file(spec: ModelSpec, prompt: str) -> Path:
     """The file of one text's embedding."""
-    key = json.dumps([str(spec.folder("text_encoder")), str(spec.folder("tokenizer")), spec.revision, prompt])
+    key = json.dumps([CUT, str(spec.folder("text_encoder")), str(spec.folder("tokenizer")), spec.revision, prompt])
     return cache_folder() / "text" / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
 
 
@@ -62,7 +64,8 @@ def write(path: Path, embedding: Float[Tensor, "L C"]) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(save({"embedding": embedding.cpu().contiguous()}))
+        with part.open("xb") as file:
+            file.write(save({"embedding": embedding.cpu().contiguous()}))
         os.replace(part, path)
     except OSError:
         with contextlib.suppress(OSError):
