@@ -32,7 +32,7 @@ from fourdfy_cli.output.limits import within_memory
 from fourdfy_cli.output.render import Picture
 from fourdfy_cli.output.textfile import typed
 from fourdfy_cli.store import checkpoint
-from fourdfy_cli.store.folder import write_json
+from fourdfy_cli.store.folder import make_writable, write_json
 
 SIZE = 256  # pixels a side of the published videos
 FREE = "how much is free: free -m"
@@ -273,6 +273,7 @@ def _write(
 ) -> dict[str, Any]:
     """Write the files of `score` and return the report, with what else is to be told; a run folder that cannot be written becomes a
     problem."""
+    make_writable(choice.out)
     whole = report(rows, choice)
     panels = {
         title: {one["folder"]: one["profile"][name] for one in whole["sets"] if one["profile"][name]} for name, title in PANELS.items()
