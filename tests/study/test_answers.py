@@ -148,3 +148,16 @@ def test_missing_files(tmp_path: Path, values: dict[str, Any]):
     assert "no answers in" in refused(answers.read_raters, [tmp_path / "empty"], key_of(tmp_path))
     assert "there is no file" in refused(answers.read_key, tmp_path / "none.json")
     assert json.loads((tmp_path / "key.json").read_text()) == values
+
+
+def test_sheets_that_went_through_windows(tmp_path: Path, values: dict[str, Any]):
+    given = json.dumps(sheet(values, "änne", lambda *_: "ours"), ensure_ascii=False)
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "answers" / "A (1).JSON").write_bytes(given.encode("utf-8-sig"))
+    raters, _ = answers.read_raters([tmp_path / "answers"], key_of(tmp_path))
+    assert [rater.name for rater in raters] == ["änne"]
+    (tmp_path / "wide.json").write_bytes(given.encode("utf-16"))
+    assert "UTF-16" in refused(answers.read_rater, tmp_path / "wide.json", key_of(tmp_path))
+    with (tmp_path / "hole.json").open("wb") as file:
+        file.truncate(2**40)
+    assert "larger" in refused(answers.read_rater, tmp_path / "hole.json", key_of(tmp_path))
