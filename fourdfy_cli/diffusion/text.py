@@ -124,11 +124,15 @@ def encode(spec: ModelSpec, prompts: list[str], device: torch.device | str) -> F
 
 
 def _tokenizer(folder: Path) -> CLIPTokenizer:
-    if not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
-        raise network.broken(f"{folder} holds no vocab.json and merges.txt")
+    """A folder's tokenizer: vocab.json and merges.txt, or tokenizer.json alone as transformers 5 writes it."""
+    if not ((folder / "tokenizer.json").is_file() or all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))):
+        raise network.broken(f"{folder} holds neither vocab.json with merges.txt nor tokenizer.json")
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except BaseException as error:  # the Rust part raises a bare Exception, or panics
+        known = isinstance(error, (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError))
+        if not (known or type(error) is Exception or type(error).__name__ == "PanicException"):
+            raise
         raise network.broken(f"{folder} is not a tokenizer: {network.line(error)}") from error
 
 

@@ -36,7 +36,7 @@ from fourdfy_cli.store.folder import make_writable, write_json
 
 SIZE = 256  # pixels a side of the published videos
 FREE = "how much is free: free -m"
-SHORTER = "shorter prompts, in which the words that differ come first: sed -n l prompts.tsv"
+SHORTER = "shorter prompts, with what differs first, in prompts.tsv or the list of --prompts: fourdfy clip-score --help"
 MEANS = ("score", "clip_f", "r_precision", "motion", "flicker")
 PANELS = {
     "azimuth": "CLIP score by azimuth, degrees",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,9 +45,10 @@ def test_text_weights_of_older_files(copied: ModelSpec) -> None:
     assert torch.equal(text.encode(copied, ["a red dog"], CPU), before)
 
 
-@pytest.mark.parametrize("name", ["tokenizer/vocab.json", "text_encoder/model.safetensors", "text_encoder/config.json"])
+@pytest.mark.parametrize("name", ["tokenizer", "text_encoder/model.safetensors", "text_encoder/config.json"])
 def test_text_without_a_file(copied: ModelSpec, name: str) -> None:
-    (Path(copied.source) / name).unlink()
+    path = Path(copied.source) / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(FourdfyError) as caught:
         text.encode(copied, ["a red dog"], CPU)
     assert caught.value.code == 3
@@ -152,3 +154,23 @@ def test_a_tokenizer_that_tells_no_window_has_the_encoders(copied: ModelSpec) ->
     path = Path(copied.source) / "tokenizer" / "tokenizer_config.json"
     path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "model_max_length"}))
     assert torch.equal(text.encode(copied, ["a red dog"], CPU), before)
+
+
+def test_a_tokenizer_as_transformers_5_writes_it(copied: ModelSpec) -> None:
+    before = text.encode(copied, ["a red dog"], CPU)
+    for name in ("vocab.json", "merges.txt"):
+        (Path(copied.source) / "tokenizer" / name).unlink()
+    assert torch.equal(text.encode(copied, ["a red dog"], CPU), before)
+    (Path(copied.source) / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(FourdfyError, match="neither"):
+        text.encode(copied, ["a red dog"], CPU)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"model": {"type": "BPE"}}', '{"model": 3, "version": "1.0"}', "[" * 10_000])
+def test_a_tokenizer_that_is_none(copied: ModelSpec, content: str) -> None:
+    (Path(copied.source) / "tokenizer" / "tokenizer.json").write_text(content)
+    for name in ("vocab.json", "merges.txt"):
+        (Path(copied.source) / "tokenizer" / name).unlink()
+    with pytest.raises(FourdfyError) as caught:
+        text.encode(copied, ["a red dog"], CPU)
+    assert caught.value.code == 3

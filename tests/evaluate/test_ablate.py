@@ -338,7 +338,7 @@ def test_a_folder_that_holds_another_run_is_found_before_the_first_is_trained(ab
 def test_prompts_that_clip_cannot_tell_apart_are_found_before_the_first_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     untrained(monkeypatch)
     monkeypatch.setattr(ablate, "run_folder", lambda out, prompt, seed: out / prompt[-7:])
-    long = "the red dog which is a dog of the red dog that is a dog of the red dog that is"
+    long = "this is the red dog which is a dog of the red dog that is a dog of the red dog that is"
     with pytest.raises(FourdfyError, match="cannot tell") as error:
         ablate.run(task(tmp_path / "new", ["full"], [f"{long} jumping", f"{long} walking"]), Machine(), Judge())
     assert error.value.code == 2 and not (tmp_path / "new").exists()
