@@ -10,13 +10,18 @@ import dataclasses
 import difflib
 import json
 import math
-import re
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fourdfy_cli.errors import USAGE, FourdfyError
+
+# Numbers within bounds, so that no file can ask for more than a machine may have.
+Pixels = Annotated[int, 1, 4096]
+Width = Annotated[int, 1, 4096]
+Every = Annotated[int, 1, 10**9]
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,11 @@ def constant(value: float) -> Ramp:
 class Grid:
     """A multiresolution hash grid, tiny-cuda-nn's parameters; the defaults are 4D-fy's."""
 
-    levels: int = 16
-    features: int = 2
-    log2_table: int = 19
-    base: int = 16
-    growth: float = 1.447269237440378
+    levels: Annotated[int, 1, 32] = 16
+    features: Annotated[int, 1, 32] = 2
+    log2_table: Annotated[int, 1, 24] = 19
+    base: Annotated[int, 1, 1024] = 16
+    growth: Annotated[float, 1, 8] = 1.447269237440378
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Field:
 
     static: Grid = Grid()
     dynamic: Grid = Grid()
-    hidden: int = 64
+    hidden: Width = 64
     blob_height: float = 10.0  # density bias at the origin
     init: float = 1e-4  # grid entries start in U(-init, init)
     kind: Literal["hashgrid", "hexplane", "deformation"] = "hashgrid"
@@ -68,7 +73,7 @@ class Field:
 class Background:
     """Spherical-harmonics network; in training, with chance `random`, one plain colour a clip in [low, high] instead, grey if `grey`."""
 
-    hidden: int = 16
+    hidden: Width = 16
     random: float = 0.5
     low: float = 0.0
     high: float = 1.0
@@ -79,11 +84,11 @@ class Background:
 class March:
     """Ray marching and pruning, by nerfacc's names: `samples` steps across the box's diagonal, occupancy grid of `resolution`^3 cells."""
 
-    samples: int = 512
-    resolution: int = 32
+    samples: Annotated[int, 1, 8192] = 512
+    resolution: Annotated[int, 1, 256] = 32
     alpha_thre: float = 0.01  # a sample fainter than this is dropped
     early_stop_eps: float = 1e-4  # and one behind less transmittance than this
-    update_every: int = 16  # steps between occupancy updates
+    update_every: Every = 16  # steps between occupancy updates
     warmup_steps: int = 256  # steps during which every cell is updated
 
 
@@ -102,15 +107,15 @@ class Branch:
     """One branch of Algorithm 1 in one stage: it renders `groups` of views (4 in the multi-view branch, else 1) at `size`, or
     `coarse_groups` at `coarse` before progress `fine_from`. Its guidance has a classifier-free `scale` and a loss `weight`."""
 
-    size: tuple[int, int]
+    size: tuple[Pixels, Pixels]
     scale: float
     weight: float
     low: Ramp  # lowest and highest noise level
     high: Ramp
-    model_size: tuple[int, int] = (256, 256)  # of the pictures that the diffusion model sees
-    groups: int = 1
-    coarse: tuple[int, int] | None = None
-    coarse_groups: int = 1
+    model_size: tuple[Pixels, Pixels] = (256, 256)  # of the pictures that the diffusion model sees
+    groups: Annotated[int, 1, 64] = 1
+    coarse: tuple[Pixels, Pixels] | None = None
+    coarse_groups: Annotated[int, 1, 64] = 1
     fine_from: float = 0.0
     form: Literal["sds", "reconstruction"] = "sds"
     rescale: float = 0.5  # of the guided x0, reconstruction form only
@@ -135,7 +140,7 @@ class LearningRates:
 class Stage:
     """One stage of Algorithm 1: its branches and how often each is drawn, and how fast what learns."""
 
-    steps: int
+    steps: Annotated[int, 0, 10**9]
     p_3d: float
     p_image: float
     lr: LearningRates
@@ -145,7 +150,7 @@ class Stage:
     moving: bool = False  # static stages look at t = 0
     dynamic_always: bool = False  # train the dynamic grid on every branch, not on video steps alone
     lr_decay: Ramp = Ramp(1.0, 1.0)  # factor on all learning rates
-    dilation: int = 0  # cells around the occupied ones that count as occupied too, so that matter can move there
+    dilation: Annotated[int, 0, 64] = 0  # cells around the occupied ones that count as occupied too, so that matter can move there
     alpha_thre: float | None = None  # pruning of faint samples in this stage; None: march.alpha_thre
     blob: Ramp = Ramp(0.5, 0.5)  # standard deviation of the density blob
     sparsity: Ramp = Ramp(0.0, 0.0)
@@ -162,7 +167,7 @@ class Stage:
 class Vsd:
     """The LoRA network of Eq. 4 and 5: on models.lora, or with `share_base` on the image model itself."""
 
-    rank: int = 4
+    rank: Annotated[int, 1, 1024] = 4
     drop_camera: float = 0.1
     share_base: bool = False
 
@@ -186,7 +191,7 @@ class Recipe:
 
     name: str
     models: Models
-    frames: int
+    frames: Annotated[int, 1, 512]
     stage1: Stage
     stage2: Stage
     stage3: Stage
@@ -196,7 +201,7 @@ class Recipe:
     cameras: Cameras = Cameras()
     vsd: Vsd = Vsd()
     weight_decay: float = 0.01
-    preview_every: int = 1000
+    preview_every: Every = 1000
     save_minutes: float = 5.0
 
     def stage(self, number: int) -> Stage:
@@ -213,15 +218,15 @@ def from_dict(values: dict[str, Any]) -> Recipe:
     return _build(Recipe, values, "")
 
 
-def override(recipe: Recipe, assignment: str) -> Recipe:
-    """A recipe with one value changed, e.g. "stage3.steps=500" or "stage1.multiview.scale=5"; raises FourdfyError (exit 2)
-    for an unknown key, naming the nearest right one, or a value of the wrong type."""
+def override(recipe: Recipe, assignment: str, today: Callable[[str], str] = str) -> Recipe:
+    """A recipe with one value changed, e.g. "stage3.steps=500" or "stage1.multiview.scale=5"; raises FourdfyError (exit 2) for a value of
+    the wrong type or an unknown key, naming the nearest right one to `today(key)`, which may know what an older key is called now."""
     key, equals, text = assignment.partition("=")
     if not equals:
         raise FourdfyError(f"--set wants key=value, not {assignment!r}", "--set stage3.steps=500", USAGE)
     keys = leaves(values := to_dict(recipe))
     if key not in keys:
-        near = difflib.get_close_matches(renamed(key), keys, 1, cutoff=0.3)
+        near = difflib.get_close_matches(today(key), keys, 1, cutoff=0.3)
         raise FourdfyError(f"there is no setting {key!r}", f"--set {near[0]}={keys[near[0]]}" if near else "fourdfy generate --help", USAGE)
     *path, last = [int(k) if k.isdigit() else k for k in key.split(".")]
     at: Any = values
@@ -237,23 +242,6 @@ def leaves(values: Any, prefix: str = "") -> dict[str, Any]:
     if items is None:
         return {prefix: values}
     return {k: v for name, value in items for k, v in leaves(value, f"{prefix}.{name}".lstrip(".")).items()}
-
-
-# What settings of 0.1.0 are called now; those of a branch stood under shots.N and scores.N, N = 0, 1, 2 for stage 1, 2, 3.
-RENAMED = {
-    "scores.size": "model_size", "scores.pixels": "pixel_weight", "scores.motion": "amplification", "march.cells": "resolution",
-    "march.alpha": "alpha_thre", "march.transmittance": "early_stop_eps", "march.refresh": "update_every", "march.warmup": "warmup_steps",
-    "stage.rates": "lr", "stage.cooldown": "lr_decay", "stage.reach": "dilation", "stage.alpha": "alpha_thre",
-}  # fmt: skip
-
-
-def renamed(key: str) -> str:
-    """The dotted key that a setting of 0.1.0 has now; any other key as it is."""
-    if not (found := re.fullmatch(r"(\w+)\.(?:(shots|scores)\.([0-2])\.)?(\w+)(.*)", key)):
-        return key
-    part, kind, number, name, rest = found.groups()
-    name = RENAMED.get(f"{kind or part.rstrip('123')}.{name}", name)
-    return f"stage{int(number) + 1}.{part}.{name}{rest}" if kind else f"{part}.{name}{rest}"
 
 
 def _read(text: str, old: Any, key: str) -> Any:
@@ -272,27 +260,36 @@ def _read(text: str, old: Any, key: str) -> Any:
 
 
 def _build(kind: Any, value: Any, path: str) -> Any:
-    """A value of the annotated type from plain builtins."""
+    """A value of the annotated type, within its bounds, from plain builtins."""
+
+    def wrong(what: str, hint: str = "fourdfy info CHECKPOINT") -> FourdfyError:
+        return FourdfyError(f"recipe{path} wants {what}, not {str(value)[:80]!r}", hint, USAGE)
+
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
+        hints = typing.get_type_hints(kind, include_extras=True)
         needed = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
         if not isinstance(value, dict) or not needed <= set(value) <= set(hints):
-            wrong = ", ".join(sorted(map(str, needed - set(value) | set(value) - set(hints)))) if isinstance(value, dict) else repr(value)
-            raise FourdfyError(f"recipe{path}: missing or unknown {wrong}", "fourdfy info CHECKPOINT", USAGE)
+            names = sorted(map(str, needed - set(value) | set(value) - set(hints))) if isinstance(value, dict) else []
+            raise wrong(f"no missing or unknown settings ({', '.join(names)[:80]})" if names else "settings by name")
         return kind(**{name: _build(hint, value[name], f"{path}.{name}") for name, hint in hints.items() if name in value})
-    options = typing.get_args(kind)
-    if typing.get_origin(kind) is Literal:
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        number, least, most = _build(options[0], value, path), *options[1:]
+        if not least <= number <= most:
+            raise wrong(f"a number from {least} to {most}", f"--set {path[1:]}={min(max(number, least), most)}")
+        return number
+    if origin is Literal:
         if value not in options:
-            raise FourdfyError(f"{path[1:]} is one of {', '.join(options)}, not {value!r}", f"--set {path[1:]}={options[0]}", USAGE)
+            raise wrong(f"one of {', '.join(options)}", f"--set {path[1:]}={options[0]}")
         return value
     if isinstance(kind, types.UnionType):
         return None if value is None else _build(next(o for o in options if o is not type(None)), value, path)
-    if typing.get_origin(kind) is tuple:
+    if origin is tuple:
         if not isinstance(value, (tuple, list)) or len(value) != len(options):
-            raise FourdfyError(f"recipe{path} wants {len(options)} values, not {value!r}", "fourdfy info CHECKPOINT", USAGE)
+            raise wrong(f"{len(options)} values")
         return tuple(_build(o, v, f"{path}.{i}") for i, (o, v) in enumerate(zip(options, value, strict=True)))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         return float(value)
-    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise FourdfyError(f"recipe{path} wants {kind.__name__}, not {value!r}", "fourdfy info CHECKPOINT", USAGE)
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)) or (kind is float and not math.isfinite(value)):
+        raise wrong(kind.__name__)
     return value

@@ -77,6 +77,7 @@ def _kernels(wanted: Bench, device: str) -> None:
 def _recipe(wanted: Bench) -> Recipe:
     """The recipe that the options ask for; raises FourdfyError (exit 2)."""
     from fourdfy_cli import config, presets
+    from fourdfy_cli.store.migrate import renamed
 
     if wanted.models not in PROMPTS:
         raise FourdfyError(f"there is no model set {wanted.models!r}", f"--models random   ({', '.join(PROMPTS)})", USAGE)
@@ -85,7 +86,7 @@ def _recipe(wanted: Bench) -> Recipe:
     if wanted.models == "random" and wanted.size == "tiny":
         recipe = presets.tiny(recipe)
     for assignment in wanted.settings:
-        recipe = config.override(recipe, assignment)
+        recipe = config.override(recipe, assignment, renamed)
     return recipe
 
 

@@ -136,11 +136,12 @@ def recipe(options: Run, base: Recipe | None = None) -> Recipe:
     Raises FourdfyError (exit 2) for a preset, model set or setting that does not exist.
     """
     from fourdfy_cli import config, presets
+    from fourdfy_cli.store.migrate import renamed
 
     chosen = base if base and options.preset is None and options.models is None else _preset(options, base)
     from_file = [f"{key}={value}" for key, value in config.leaves(file_settings().get("set", {})).items()]
     for assignment in (*from_file, *os.environ.get("FOURDFY_SET", "").split(), *options.settings):
-        chosen = config.override(chosen, assignment)
+        chosen = config.override(chosen, assignment, renamed)
     return presets.smoke(chosen) if options.smoke else chosen
 
 

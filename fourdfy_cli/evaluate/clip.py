@@ -17,15 +17,22 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fourdfy_cli.diffusion import hub
 from fourdfy_cli.diffusion.text import Fitted, fit
 from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
+from fourdfy_cli.store import gate
 
 NANO_CLIP = Path(__file__).parents[1] / "nano" / "weights" / "clip"
 BATCH, BAND = 32, 2**20  # pictures or prompts, pixels of a picture, at once
-OFFLINE = "fourdfy clip-score outputs/ --clip nano"  # the toy world's own
+OFFLINE = "fourdfy clip-score outputs/ --clip nano"
+VOCABULARY, MOST_NUMBERS = 49_408, 2_000_000_000
+SIZES: gate.Limits = {
+    "image_size": (int, 8, 1024), "patch_size": (int, 1, 256), "layers": (int, 1, 96), "width": (int, 8, 8192), "head_width": (int, 1, 512),
+    "heads": (int, 1, 256), "mlp_ratio": (float, 0.5, 16), "context_length": (int, 4, 1024), "vocab_size": (int, 1, 300_000),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,7 @@ class Clip:
 
     def fit(self, prompt: str) -> Fitted:
         """A prompt as this CLIP reads it."""
-        tokens = self.tokenize
-        window = min(tokens.context_length, getattr(self.model, "context_length", None) or tokens.context_length)
-        if hasattr(tokens, "encode"):
-            return fit(prompt, window, lambda text: len(tokens.encode(text)) + 2)
-        marks = int(getattr(tokens, "tokenizer_mode", "") == "clips")  # one more at the end
-        return fit(prompt, window - marks, lambda text: len(tokens.tokenizer(tokens.clean_fn(text)).input_ids))
+        return fit(prompt, self.tokenize.context_length, lambda text: len(self.tokenize.encode(text)) + 2)
 
     def ids(self, prompts: list[str]) -> Int[Tensor, "N L"]:
         """Tokens of prompts, cut where they must be: those of two prompts that are the same to this CLIP are equal."""
@@ -99,36 +101,77 @@ def square(rgb: Float[Tensor, "N 3 H W"], size: int) -> Float[Tensor, "N 3 S S"]
 
 @lru_cache(2)
 def load_clip(name: str, device: str = "cpu") -> Clip:
-    """ "nano", "local-dir:DIR", "ViT-B-32" (OpenAI's weights as the model table pins them) or another of open_clip's names, with
-    OpenAI's weights.
+    """ "nano", "local-dir:DIR", "ViT-B-32" (OpenAI's weights as the model table pins them) or another of open_clip's vision transformers,
+    with OpenAI's weights.
 
     Raises FourdfyError: exit 2 for an unknown name, 3 for weights that cannot be had.
     """
-    source = name
-    if name in ("nano", "ViT-B-32"):
-        source = f"local-dir:{NANO_CLIP if name == 'nano' else _published()}"
-    pretrained = None if source.startswith("local-dir:") else "openai"
-    if pretrained and source not in open_clip.list_models():
-        message = f"there is no CLIP model {name!r}; there are nano, ViT-B-32, local-dir:FOLDER and open_clip's names"
-        raise FourdfyError(message, OFFLINE, USAGE)
-    try:
-        model: Any = open_clip.create_model(source, pretrained=pretrained, precision="fp32", device=device)
-        tokenize = open_clip.get_tokenizer(source)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise FourdfyError(f"cannot load CLIP {name}: {line}", OFFLINE, ENVIRONMENT) from None
-    size = model.visual.image_size
-    about = open_clip.get_model_preprocess_cfg(model)
-    return Clip(name, model.eval(), tokenize, size[0] if isinstance(size, tuple) else size, tuple(about["mean"]), tuple(about["std"]))
+    if name == "nano":
+        return read_clip(name, NANO_CLIP, device)
+    if name.startswith("local-dir:"):
+        return read_clip(name, Path(name.removeprefix("local-dir:")).expanduser(), device)
+    published = "" if name == "ViT-B-32" else (open_clip.get_pretrained_cfg(name, "openai") or {}).get("hf_hub", "").strip("/")
+    if name != "ViT-B-32" and not published:
+        raise FourdfyError(f"there is no CLIP model {name!r}; there are nano, ViT-B-32 and local-dir:DIR", OFFLINE, USAGE)
+    return read_clip(name, _published(published), device)
 
 
-def _published() -> Path:
-    """The folder of OpenAI's ViT-B/32, fetched if need be; raises FourdfyError (exit 3) where it cannot be had."""
+def read_clip(name: str, folder: Path, device: str) -> Clip:
+    """A CLIP from a folder with open_clip's two files. The network is open_clip's own vision transformer, of the sizes that the config
+    gives within bounds; the tokenizer is always CLIP's own. Whatever else a folder asks for is refused: open_clip itself would run code
+    from it. Raises FourdfyError (exit 3)."""
     try:
-        return hub.locate("clip")
+        values = gate.read_object(folder / "open_clip_config.json", gate.MB)
+        model = _network(values.get("model_cfg"), folder)
+        mean, std = _statistics(values.get("preprocess_cfg"), folder)
+        path = folder / "open_clip_model.safetensors"
+        gate.compare(path, {key: shape for key, (_, shape) in gate.header(path).items()}, _shapes(model))
+        model.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    except (FourdfyError, SafetensorError, OSError) as error:
+        raise FourdfyError(f"cannot load CLIP {name}: {(str(error).splitlines() or ['damaged'])[0][:300]}", OFFLINE, ENVIRONMENT) from None
+    tokenize = open_clip.SimpleTokenizer(context_length=model.context_length)
+    return Clip(name, model.eval().to(device), tokenize, model.visual.image_size[0], mean, std)
+
+
+def _network(config: Any, folder: Path) -> Any:
+    """The untrained network that a config describes."""
+    parts = dict(config) if isinstance(config, dict) else {}
+    vision, text = (gate.fields(parts.pop(part, None), SIZES, f"{folder}: {part}") for part in ("vision_cfg", "text_cfg"))
+    rest = gate.fields(parts, {"embed_dim": (int, 1, 8192), "quick_gelu": (bool, 0, 1)}, f"{folder}: model_cfg")
+    words, made = text.get("vocab_size", VOCABULARY), {"vision_cfg": vision, "text_cfg": text, **rest}
+    try:
+        with torch.device("meta"):
+            numbers = sum(p.numel() for p in open_clip.CLIP(**made).parameters())
+        if words < VOCABULARY or numbers > MOST_NUMBERS:
+            raise ValueError(f"{numbers} parameters, a vocabulary of {words}")
+        return open_clip.CLIP(**made)
+    except (TypeError, ValueError, RuntimeError, AssertionError, ZeroDivisionError) as error:
+        raise FourdfyError(f"{folder} describes no CLIP: {(str(error).splitlines() or ['sizes'])[0][:200]}", OFFLINE, ENVIRONMENT) from None
+
+
+def _shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
+
+
+def _statistics(config: Any, folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the pictures; OpenAI's where a config names none."""
+    config = config if isinstance(config, dict) else {}
+    usual = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    mean, std = (config.get(key) or usual[key] for key in usual)
+    for values, least in ((mean, -10.0), (std, 1e-3)):
+        if not isinstance(values, (list, tuple)) or len(values) != 3 or not all(gate.within(v, float, least, 10.0) for v in values):
+            raise FourdfyError(f"{folder}: preprocess_cfg has a mean or std of {str(values)[:80]}", OFFLINE, ENVIRONMENT)
+    if (config.get("interpolation", "bicubic"), config.get("resize_mode", "shortest")) != ("bicubic", "shortest"):
+        raise FourdfyError(f"{folder}: pictures are resized bicubic by the shortest side, not as preprocess_cfg says", OFFLINE, ENVIRONMENT)
+    return tuple(mean), tuple(std)
+
+
+def _published(id: str) -> Path:
+    """The folder of one of OpenAI's models ("": ViT-B/32), fetched if need be; raises FourdfyError (exit 3) where it cannot be had."""
+    try:
+        return hub.locate("clip", id)
     except FourdfyError as error:
-        fetch = error.hint.partition("   ")[0]
-        raise FourdfyError(error.message, f"where there is a network (else there is --clip nano): {fetch}", error.code) from None
+        raise FourdfyError(f"{error.message}; offline: {OFFLINE}", error.hint, error.code) from None
 
 
 def cosines(clip: Clip, prompt: str, frames: Float[Tensor, "N 3 H W"]) -> Float[Tensor, " N"]:

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from fourdfy_cli import config, kernels
-from fourdfy_cli.errors import DAMAGED, FAILURE, USAGE, FourdfyError
+from fourdfy_cli.errors import FAILURE, USAGE, FourdfyError
 from fourdfy_cli.output.ffmpeg import encoding, named, running, unwritable
 from fourdfy_cli.output.textfile import typed
 from fourdfy_cli.scene.cameras import Shot, orbit_camera
@@ -218,9 +218,9 @@ def load_scene(path: Path, device: str = "cpu", backend: str = "auto") -> tuple[
 def build_scene(state: dict[str, Any], path: Path, device: str = "cpu", backend: str = "auto") -> Scene:
     """The scene of a loaded checkpoint; raises FourdfyError (exit 6) if its tensors do not fit its recipe, and as `kernels.choose`."""
     recipe = config.from_dict(state["recipe"])
+    with torch.device("meta"):
+        expected = Scene(recipe.field, recipe.background, recipe.march, 0).state_dict()
+    checkpoint.check_tensors(path, "scene", state["scene"], expected)
     scene = Scene(recipe.field, recipe.background, recipe.march, state["seed"], kernels.choose(backend, device))
-    try:
-        scene.load_state_dict(state["scene"])
-    except RuntimeError:
-        raise FourdfyError(f"{path}: the scene does not fit its recipe", typed("fourdfy", "info", path), DAMAGED) from None
+    scene.load_state_dict(state["scene"])
     return scene.to(device)

@@ -16,7 +16,7 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -70,14 +70,30 @@ def load(path: Path) -> dict[str, Any]:
         raise FourdfyError(f"{path} {what}", 'fourdfy generate "a red dog jumping"', USAGE)
     try:
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()  # torch itself does not look at the checksums
+            # Torch itself does not look at the checksums. It never compresses, so nothing unpacks to more than the file has.
+            broken = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()) or archive.testzip()
         state: Any = None if broken else torch.load(path, map_location="cpu", weights_only=True)
+        plain = all(_own(leaf) for _, leaf in _leaves(state) if isinstance(leaf, Tensor))
     except PermissionError as error:
         raise FourdfyError(f"{path} cannot be read: {error.strerror}", f"ls -l {path}", USAGE) from None
     except UNREADABLE:
         raise _refused(path, "is damaged, or not a fourdfy checkpoint") from None
+    if not plain:
+        raise _refused(path, "is damaged: a tensor in it is larger than what is stored of it")
     _verify(path, state)
     return migrate.migrated(state, state["version"])
+
+
+def check_tensors(path: Path, part: str, found: Any, expected: Mapping[str, Tensor]) -> None:
+    """Raises FourdfyError (exit 6) unless `found` has exactly the names, shapes and dtypes of `expected`, whose tensors need no storage."""
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise _refused(path, f"is damaged: its {part} holds something else than tensors")
+    if wrong := sorted(map(str, set(found) ^ set(expected))):
+        raise _refused(path, f"does not fit its recipe: {part}.{wrong[0][:80]} is {'missing' if wrong[0] in expected else 'unknown'}")
+    for name, value in expected.items():
+        if (found[name].shape, found[name].dtype) != (value.shape, value.dtype):
+            theirs = f"{found[name].dtype} {list(found[name].shape)}"
+            raise _refused(path, f"does not fit its recipe: {part}.{name} is {theirs}, not {value.dtype} {list(value.shape)}")
 
 
 def recover(folder: Path, note: Callable[[str], None] = lambda _: None) -> dict[str, Any] | None:
@@ -208,6 +224,12 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(item, f"{prefix}.{name}")
 
 
+def _own(tensor: Tensor) -> bool:
+    """Whether a tensor lies in memory of its own as `save` writes it: not spread out over, nor cut from, something of another size."""
+    strided = tensor.layout == torch.strided and not tensor.is_quantized
+    return strided and tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
 def _verify(path: Path, state: Any) -> None:
     """Raises FourdfyError (exit 6) unless this is a whole checkpoint of a version this program reads."""
     if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -215,7 +237,8 @@ def _verify(path: Path, state: Any) -> None:
     version = state.get("version")
     if isinstance(version, int) and version > migrate.FORMAT:
         raise FourdfyError(f"{path} was written by a newer fourdfy (format {version})", "pip install --upgrade fourdfy", DAMAGED)
-    whole = type(version) is int and version >= 1 and all(isinstance(state.get(key), kind) for key, kind in REQUIRED.items())
+    whole = type(version) is int and version >= 1 and all(type(state.get(key)) is kind for key, kind in REQUIRED.items())
+    whole = whole and state["stage"] in (1, 2, 3) and 0 <= state["step"] < 2**40 and 0 <= state["seed"] < 2**64
     if not whole or state.get("digest") != digest(state):
         raise _refused(path, "is damaged: its contents do not match its digest")
 

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from fourdfy_cli.config import leaves, renamed
+from fourdfy_cli.config import leaves
 from fourdfy_cli.errors import DAMAGED, FourdfyError
 
 FORMAT = 2  # of checkpoints and of run.json
+# What settings of 0.1.0 are called now; those of a branch stood under shots.N and scores.N, N = 0, 1, 2 for stage 1, 2, 3.
+RENAMED = {
+    "scores.size": "model_size", "scores.pixels": "pixel_weight", "scores.motion": "amplification", "march.cells": "resolution",
+    "march.alpha": "alpha_thre", "march.transmittance": "early_stop_eps", "march.refresh": "update_every", "march.warmup": "warmup_steps",
+    "stage.rates": "lr", "stage.cooldown": "lr_decay", "stage.reach": "dilation", "stage.alpha": "alpha_thre",
+}  # fmt: skip
+
+
+def renamed(key: str) -> str:
+    """The dotted key that a setting of 0.1.0 has now; any other key as it is."""
+    if not (found := re.fullmatch(r"(\w+)\.(?:(shots|scores)\.([0-2])\.)?(\w+)(.*)", key)):
+        return key
+    part, kind, number, name, rest = found.groups()
+    name = RENAMED.get(f"{kind or part.rstrip('123')}.{name}", name)
+    return f"stage{int(number) + 1}.{part}.{name}{rest}" if kind else f"{part}.{name}{rest}"
 
 
 def migrated(state: dict[str, Any], version: int) -> dict[str, Any]:
