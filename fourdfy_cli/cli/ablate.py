@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ import typer
 from fourdfy_cli.cli import options
 from fourdfy_cli.console import emit
 from fourdfy_cli.errors import DIVERGED, FourdfyError
+from fourdfy_cli.output.textfile import typed
 
 Prompts = Annotated[Path, typer.Argument(metavar="PROMPTS.txt", help="One prompt a line; # starts a comment.", show_default=False)]
 
@@ -76,6 +76,7 @@ def ablate(prompts: Prompts, wanted: Ablate) -> None:
     else:
         wanted.output.finish(shown)
     first = data["failed"][0]
-    settings = "".join(f" --set {shlex.quote(setting)}" for setting in wanted.settings)
-    hint = f"fourdfy ablate {prompts} --models {recipe.models.set}{settings} --out {wanted.out}-{seed + 1} --seed {seed + 1}"
+    settings = [word for setting in wanted.settings for word in ("--set", setting)]
+    out = wanted.out.with_name(f"{wanted.out.name}-{seed + 1}")
+    hint = typed("fourdfy", "ablate", prompts, "--models", recipe.models.set, *settings, "--out", out, "--seed", seed + 1)
     raise FourdfyError(f"diverged: {len(data['failed'])} of the runs, the first {first['row']}: {first['prompt']}", hint, DIVERGED)

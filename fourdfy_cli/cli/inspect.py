@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,13 @@ import typer
 from fourdfy_cli.cli import options
 from fourdfy_cli.console import emit
 from fourdfy_cli.errors import USAGE, FourdfyError
+from fourdfy_cli.output.textfile import typed
 
 Source = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint or a run folder.", show_default=False)]
 Sources = Annotated[
-    list[Path], typer.Argument(metavar="PATH...", help="Run folders, checkpoints, mp4 files, folders of these.", show_default=False)
+    list[Path], typer.Argument(metavar="PATH...", help="Run folders, checkpoints, videos, folders of these.", show_default=False)
 ]
 ROW = ("prompt", "score", "clip_f", "r_precision", "motion", "flicker")
-CROPS = ("left", "right", "none")
 
 
 @dataclass(frozen=True)
@@ -42,21 +43,26 @@ def render(source: Source, look: Look) -> None:
     """Make a video of a scene, from a checkpoint or run folder alone.
 
     No diffusion model is loaded."""
+    again = ("fourdfy", "render", source, "--path", look.path)
     if look.orbit and look.path != "orbit":
-        raise FourdfyError(f"--orbit and --path {look.path} are two paths", f"fourdfy render {source} --path {look.path}", USAGE)
+        raise FourdfyError(f"--orbit and --path {look.path} are two paths", typed(*again), USAGE)
     out = look.out or _beside(source, Path(look.path).stem, look.depth)
     if out.suffix != ".mp4":
-        raise FourdfyError(f"a video's name ends in .mp4, unlike {out}", f"fourdfy render {source} --out {out.with_suffix('.mp4')}", USAGE)
+        raise FourdfyError(f"a video's name ends in .mp4, unlike {out}", typed(*again, "--out", out.with_name(f"{out.name}.mp4")), USAGE)
+    _check_replaced(out, source, look)
     options.check_device(look.device)
     from fourdfy_cli.output import paths
     from fourdfy_cli.output import render as pictures
+    from fourdfy_cli.output.limits import within_memory
 
-    scene, recipe, _ = pictures.load_scene(source, look.device)
-    film = paths.film(look.path, recipe, look.size)
-    for folder in {out.parent, look.frames or out.parent}:
-        options.check_writable(folder)
-    wanted = _pictures(pictures.views(scene, recipe, film.shot), look)
-    pictures.write_video(out, look.output.counted(wanted, len(film.shot), "rendering"), film.fps)
+    with within_memory(out, f"a smaller one: {typed(*again, '--size', '128')}"):
+        scene, recipe, _ = pictures.load_scene(source, look.device)
+        film = paths.film(look.path, recipe, look.size)
+        for folder in {out.parent, look.frames or out.parent}:
+            options.check_writable(folder)
+        views = look.output.counted(pictures.views(scene, recipe, film.shot), len(film.shot), "rendering")
+        with pictures.filled(look.frames) as frames:
+            pictures.write_video(out, _pictures(views, look.depth, frames), film.fps)
     look.output.finish({"video": out, "frames": look.frames, "count": len(film.shot), "size": film.shot.size[0]})
 
 
@@ -66,16 +72,34 @@ def _beside(source: Path, path: str, depth: bool) -> Path:
     return source / name if source.is_dir() else source.with_name(f"{source.stem}-{name}")
 
 
-def _pictures(views: Iterable[tuple[Any, Any]], look: Look) -> Iterator[Any]:
+def _check_replaced(out: Path, source: Path, look: Look) -> None:
+    """Raises FourdfyError (exit 2) where the video would take the name, or frames the folder, of something else."""
+    own = re.fullmatch(r"((stage[123]|last|last\.prev)-)?(orbit|mav3d|fixed)(-depth)?", out.stem, re.I)
+    from_file = look.path.endswith(".json")
+    expected = out.name.casefold() == _beside(source, look.path, look.depth).name.casefold() and not from_file
+    if own and not expected and (look.out is None or out.exists()):
+        what = f"{out} is the name of a run's own video, not of one along {look.path}"
+        other = out.with_name(f"{Path(look.path).stem}-path.mp4" if from_file else f"{out.stem}-2.mp4")
+        raise FourdfyError(what, typed("fourdfy", "render", source, "--path", look.path, "--out", other), USAGE)
+    frames = look.frames
+    if frames is not None and frames.exists() and not (frames.is_dir() and next(frames.iterdir(), None) is None):
+        what = "holds other files; frames want a folder of their own" if frames.is_dir() else "is a file, not a folder for frames"
+        new = next(path for k in range(2, 10_000) if not (path := frames.absolute().with_name(f"{frames.absolute().name}-{k}")).exists())
+        new = new if frames.is_absolute() or frames.name in ("", "..") else frames.with_name(new.name)
+        hint = typed("fourdfy", "render", source, "--path", look.path, "--frames", new)
+        raise FourdfyError(f"{frames} {what}", hint, USAGE)
+
+
+def _pictures(views: Iterable[tuple[Any, Any]], depth: bool, frames: Path | None) -> Iterator[Any]:
     """Frames of the video, each also written to the folder of frames if one is wanted."""
     import numpy as np
 
     from fourdfy_cli.output.render import write_png
 
-    for k, (colour, depth) in enumerate(views):
-        picture = np.concatenate([colour, depth], 1) if look.depth else colour
-        if look.frames:
-            write_png(look.frames / f"{k:04}.png", picture)
+    for k, (colour, far) in enumerate(views):
+        picture = np.concatenate([colour, far], 1) if depth else colour
+        if frames:
+            write_png(frames / f"{k:04}.png", picture)
         yield picture
 
 
@@ -85,7 +109,10 @@ class Judge(options.Common):
 
     clip: Annotated[str, typer.Option("--clip", help="ViT-B-32 or another of open_clip's names, nano, or local-dir:FOLDER.")] = "ViT-B-32"
     crop: Annotated[
-        str | None, typer.Option("--crop", help="Of two pictures side by side: left or right; none for a wide one.", show_default=False)
+        str | None,
+        typer.Option(
+            "--crop", help="Of pictures side by side: left, right or K/N (1/3: first of three); none for a wide one.", show_default=False
+        ),
     ] = None
     prompts: Annotated[
         Path | None, typer.Option("--prompts", help="File of the prompts that R-precision tells apart.", show_default="the prompts scored")
@@ -101,15 +128,21 @@ def clip_score(paths: Sources, judge: Judge) -> None:
     """How well videos fit their prompts, by CLIP, and how they move.
 
     Runs are rendered on the MAV3D path first."""
-    if judge.crop not in (None, *CROPS):
-        raise FourdfyError(f"there is no half {judge.crop!r}", f"--crop left   ({', '.join(CROPS)})", USAGE)
     out = judge.out or (paths[0] if len(paths) == 1 and paths[0].is_dir() else Path())
     options.check_device(judge.device)
     options.check_writable(out)
     from fourdfy_cli.evaluate.score import Choice, score
+    from fourdfy_cli.evaluate.videos import left_out
 
+    for one in left_out(paths):
+        judge.output.note(f"left out: {one['file']}: {one['why']}")
     choice = Choice(judge.clip, judge.crop, judge.prompts, out, judge.device)
     found, problems = score(paths, choice, judge.output.counted)
+    for one in (found or {}).get("cut", ()):
+        told = (
+            f"the prompt {one['prompt']!r} has {one['tokens']} tokens, CLIP {judge.clip} reads {one['read']}; left out: {one['left_out']}"
+        )
+        judge.output.note(told)
     problems = sorted(problems, key=lambda problem: problem.code)
     if problems:
         _tell(judge, found, problems)
@@ -121,7 +154,7 @@ def _short(found: dict[str, Any]) -> dict[str, Any]:
     """The report with tables that fit a terminal."""
     rows = [{"video": Path(row["video"]).name, **{name: row[name] for name in ROW}} for row in found["videos"]]
     sets = [{name: value for name, value in one.items() if name != "videos"} for one in found["sets"]]
-    return {**found, "sets": sets, "videos": rows}
+    return {name: value for name, value in found.items() if name not in ("left_out", "cut")} | {"sets": sets, "videos": rows}
 
 
 def _tell(common: options.Common, found: dict[str, Any] | None, problems: list[FourdfyError]) -> None:
@@ -172,5 +205,5 @@ def _field_parts(scene: dict[str, Any]) -> dict[str, int]:
 
 def _next(path: Path, stage: int, unfinished: bool) -> str:
     if unfinished:
-        return f"fourdfy stage{stage} --resume {path}"
-    return f"fourdfy render {path} --orbit" if stage == 3 else f"fourdfy stage{stage + 1} --resume {path}"
+        return typed("fourdfy", f"stage{stage}", "--resume", path)
+    return typed("fourdfy", "render", path, "--orbit") if stage == 3 else typed("fourdfy", f"stage{stage + 1}", "--resume", path)

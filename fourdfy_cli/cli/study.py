@@ -11,6 +11,7 @@ import typer
 
 from fourdfy_cli.cli import options
 from fourdfy_cli.errors import USAGE, FourdfyError
+from fourdfy_cli.output.textfile import typed
 
 app = typer.Typer(help="Ask people which of two methods' videos they prefer.", rich_markup_mode="rich")
 
@@ -59,6 +60,8 @@ def build(asked: Build) -> None:
     limits = {"tie": asked.tie, "partial": asked.partial, "checks": asked.checks, "seed": asked.seed}
     plan = site.Plan(asked.ours, baselines, questions, **limits, mailto=asked.mailto, post=asked.post)
     told = site.build(plan, asked.out, key, lambda items, what: asked.output.counted(items, len(items), what))
+    for one in told.pop("left_out") if not asked.json else told["left_out"]:
+        asked.output.note(f"left out: {one['file']}: {one['why']}")
     asked.output.note(f"{key} is private: it alone tells whose video is whose. Give people {asked.out} only.")
     asked.output.finish(told)
 
@@ -79,7 +82,7 @@ def analyze(key: KeyFile, answers: Answers, common: options.Common, out: Tables 
     """Count the answers: shares, intervals, tests, prompts, raters; as Markdown, JSON and LaTeX."""
     for path in (key, *answers):
         if not path.exists():
-            raise FourdfyError(f"{path} does not exist", f"ls {path.parent}", USAGE)
+            raise FourdfyError(f"{path} does not exist", typed("ls", path.parent), USAGE)
     folder = out or key.parent
     options.check_writable(folder)
     from fourdfy_cli.study.report import analyze as count

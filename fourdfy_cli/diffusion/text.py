@@ -1,12 +1,16 @@
 """Text embeddings: encoded once, then the encoder is freed; and which prompt a camera is shown.
 
-Embeddings are the text encoder's last hidden state [L C], L tokens, padded to the tokenizer's length. View-dependent prompts as in the
+Embeddings are the text encoder's last hidden state [L C], L tokens, padded to the encoder's window. What is longer than that window is
+cut by `fit`, which every text encoder and CLIP goes through: at a word, and in front of the view words. View-dependent prompts as in the
 released code of 4D-fy: "<prompt>, front view" if |azimuth| < F, "back view" if |azimuth| > 180 - B, else "side view"; degrees, strictly.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -22,6 +26,7 @@ from fourdfy_cli.diffusion.models import ModelSpec
 
 VIEW_WORDS = ("front view", "side view", "back view")
 PREFIX = "text_model."  # of all keys in files of transformers before 5.x
+UNBOUNDED = int(1e30)  # what transformers says of a tokenizer that tells no length
 BUFFER = "embeddings.position_ids"  # 0, 1, 2, ...: a weight in files of transformers before 4.31
 
 
@@ -56,23 +61,78 @@ def view_word(azimuth: float, front: float, back: float) -> str:
     return VIEW_WORDS[0] if wrapped < front else VIEW_WORDS[2] if wrapped > 180 - back else VIEW_WORDS[1]
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A text as an encoder reads it: `tokens` of the whole text, `room` for them, and the words `lost`, "" if all fit."""
+
+    text: str
+    tokens: int
+    room: int
+    lost: str = ""
+
+
+def fit(text: str, window: int, count: Callable[[str], int]) -> Fitted:
+    """A text cut to `window` tokens: whole words from its beginning (characters, if not even one word fits) and the view words at its
+    end. `count` gives a text's tokens, those that a tokenizer puts around every text included."""
+    around = count("")
+    tokens, room = count(text) - around, window - around
+    if tokens <= room:
+        return Fitted(text, tokens, room)
+    tail = next((f", {words}" for words in VIEW_WORDS if text.endswith(f", {words}")), "")
+    body = text.removesuffix(tail)
+
+    def fitting(ends: list[int]) -> int:
+        cut = bisect.bisect_right(ends, room, key=lambda end: count(body[:end] + tail) - around)
+        return ends[cut - 1] if cut else 0
+
+    end = fitting([word.end() for word in re.finditer(r"\S+", body)]) or fitting(list(range(1, len(body))))
+    return Fitted(body[:end].rstrip(" ,;") + tail, tokens, room, body[end:].strip())
+
+
+def told(what: str, reader: str, found: Fitted) -> str:
+    """What a person must know of a text that was cut."""
+    lost = found.lost if len(found.lost) <= 600 else f"{found.lost[:400]} ... {found.lost[-150:]}"
+    count = len(found.lost.split())
+    return f"{what} has {found.tokens} tokens, {reader} reads {found.room}; left out, {count} word{'s' * (count != 1)}: {lost}"
+
+
+def fitted(spec: ModelSpec, prompts: list[str]) -> list[Fitted]:
+    """The prompts as a model's text encoder reads them, without loading it. Raises FourdfyError (exit 3) as `models.load`."""
+    config = network.read_json(spec.folder("text_encoder") / "config.json")
+    places = config.get("max_position_embeddings")
+    return _fitted(spec, _tokenizer(spec.folder("tokenizer")), prompts, places if isinstance(places, int) else 77)
+
+
+def _fitted(spec: ModelSpec, tokens: CLIPTokenizer, prompts: list[str], places: int) -> list[Fitted]:
+    window = places if tokens.model_max_length == UNBOUNDED else tokens.model_max_length
+    if window > places or window <= len(tokens("").input_ids):
+        raise network.broken(f"{spec.folder('tokenizer')} is not the tokenizer of {spec.folder('text_encoder')}")
+    return [fit(prompt, window, lambda text: len(tokens(text, verbose=False).input_ids)) for prompt in prompts]
+
+
 @torch.no_grad()
 def encode(spec: ModelSpec, prompts: list[str], device: torch.device | str) -> Float[Tensor, "N L C"]:
     """Embeddings of the prompts; the encoder runs in float32 and is freed. Raises FourdfyError (exit 3) as `models.load`."""
     tokens = _tokenizer(spec.folder("tokenizer"))
     encoder = load_encoder(spec.folder("text_encoder"), device, spec.seed)
-    ids = tokens(prompts, padding="max_length", max_length=tokens.model_max_length, truncation=True, return_tensors="pt").input_ids
-    if ids.max() >= encoder.config.vocab_size or ids.shape[1] > encoder.config.max_position_embeddings:
+    texts = _fitted(spec, tokens, prompts, encoder.config.max_position_embeddings)
+    window = texts[0].room + len(tokens("").input_ids)
+    ids = tokens([one.text for one in texts], padding="max_length", max_length=window, truncation=True, return_tensors="pt").input_ids
+    if ids.max() >= encoder.config.vocab_size:
         raise network.broken(f"{spec.folder('tokenizer')} is not the tokenizer of {spec.folder('text_encoder')}")
     return encoder(ids.to(device)).last_hidden_state
 
 
 def _tokenizer(folder: Path) -> CLIPTokenizer:
-    if not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
-        raise network.broken(f"{folder} holds no vocab.json and merges.txt")
+    """A folder's tokenizer: vocab.json and merges.txt, or tokenizer.json alone as transformers 5 writes it."""
+    if not ((folder / "tokenizer.json").is_file() or all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))):
+        raise network.broken(f"{folder} holds neither vocab.json with merges.txt nor tokenizer.json")
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except BaseException as error:  # the Rust part raises a bare Exception, or panics
+        known = isinstance(error, (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError))
+        if not (known or type(error) is Exception or type(error).__name__ == "PanicException"):
+            raise
         raise network.broken(f"{folder} is not a tokenizer: {network.line(error)}") from error
 
 

@@ -1,8 +1,8 @@
 """Text embeddings kept on disk, so that a second run needs no text encoder.
 
 One safetensors file a text, named by the sha256 of model, revision and text, in `$FOURDFY_CACHE`, else `$XDG_CACHE_HOME/fourdfy`, else
-`~/.cache/fourdfy`. Files appear whole or not at all; a damaged one is made again, and a folder that cannot be written is no error. Models
-without a revision (nano, random) are not cached.
+`~/.cache/fourdfy`, else, for a user without a home, among the temporary files. Files appear whole or not at all; a damaged one is made
+again, and a folder that cannot be written is no error. Models without a revision (nano, random) are not cached.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
+import tempfile
 from pathlib import Path
 
 import torch
@@ -21,6 +23,8 @@ from torch import Tensor
 
 from fourdfy_cli.diffusion import text
 from fourdfy_cli.diffusion.models import ModelSpec
+
+CUT = "whole words, view words kept"  # how `text.fit` cuts what is too long: kept embeddings of another way are not ours
 
 
 def embed(spec: ModelSpec, prompts: list[str], device: torch.device | str) -> dict[str, Float[Tensor, "L C"]]:
@@ -37,14 +41,27 @@ def embed(spec: ModelSpec, prompts: list[str], device: torch.device | str) -> di
 
 def cache_folder() -> Path:
     """Where this package keeps what it may compute again."""
-    if own := os.environ.get("FOURDFY_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fourdfy"
+    own, shared = os.environ.get("FOURDFY_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(own).expanduser() if own else (Path(shared).expanduser() if shared else Path.home() / ".cache") / "fourdfy"
+    except RuntimeError:  # a user without a home
+        return _temporary()
+
+
+def _temporary() -> Path:
+    """A folder of this user alone among the temporary ones; where somebody else has it, one that nothing can be kept in."""
+    folder = Path(tempfile.gettempdir()) / f"fourdfy-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        about = folder.lstat()
+        if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o022:
+            return folder
+    return Path(os.devnull) / "fourdfy"
 
 
 def file(spec: ModelSpec, prompt: str) -> Path:
     """The file of one text's embedding."""
-    key = json.dumps([str(spec.folder("text_encoder")), str(spec.folder("tokenizer")), spec.revision, prompt])
+    key = json.dumps([CUT, str(spec.folder("text_encoder")), str(spec.folder("tokenizer")), spec.revision, prompt])
     return cache_folder() / "text" / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
 
 
@@ -62,7 +79,8 @@ def write(path: Path, embedding: Float[Tensor, "L C"]) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(save({"embedding": embedding.cpu().contiguous()}))
+        with part.open("xb") as file:
+            file.write(save({"embedding": embedding.cpu().contiguous()}))
         os.replace(part, path)
     except OSError:
         with contextlib.suppress(OSError):

@@ -25,11 +25,12 @@ from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import render
 from fourdfy_cli.run import train
 from fourdfy_cli.scene.scene import Scene
-from fourdfy_cli.store import checkpoint, files
+from fourdfy_cli.store import checkpoint, files, migrate
 from fourdfy_cli.store.folder import make_writable, read_json, run_folder, write_json
 
 TABLE_2 = ("full", "no-3d-image", "no-3d", "no-image", "no-hybrid", "hexplane")
 MEASURES = ("iou", "psnr", "fronts", "front_runs", "motion_ratio")  # of `fourdfy nano score`
+ANOTHER = "another folder for these prompts and settings: --out ablation-2"
 KEY = ("row", "prompt", "digest", "clip_model")  # what makes a run in ablate.json the one that is here
 VIEWS, TIMES, MARGIN = 4, 3, 90  # of the picture; the margin in pixels, for names
 
@@ -88,7 +89,7 @@ def row_recipe(recipe: Recipe, name: str) -> Recipe:
     """The recipe of a row; raises FourdfyError (exit 2) for a row that does not exist."""
     known = rows(recipe)
     if name not in known:
-        raise FourdfyError(f"there is no row {name!r}", f"--rows {','.join(TABLE_2)}   (or deformation)", USAGE)
+        raise FourdfyError(f"there is no row {name!r}", f"some of these, or deformation: --rows {','.join(TABLE_2)}", USAGE)
     for setting in known[name].settings:
         recipe = override(recipe, setting)
     return recipe
@@ -96,11 +97,11 @@ def row_recipe(recipe: Recipe, name: str) -> Recipe:
 
 def run(wanted: Ablation, machine: Machine, events: train.Events) -> dict[str, Any]:
     """Train and judge what is not there yet; writes ablate.json and ablate.md after every run and ablate.png at the end, and returns
-    what ablate.json holds. A run that diverges is listed there as failed, and the others go on. Raises FourdfyError as `train.run` and
-    `load_clip` for all else."""
+    what ablate.json holds. A run that diverges is listed there as failed, and the others go on. Raises FourdfyError as `check` and
+    `train.run` for all else."""
     recipes = {name: row_recipe(wanted.recipe, name) for name in wanted.rows}
+    check(wanted, recipes)
     make_writable(wanted.out)
-    load_clip(wanted.clip)  # before hours of training
     known = {tuple(map(r.get, KEY)): r for r in (read_json(wanted.out / "ablate.json") or {}).get("runs", [])}
     results: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
@@ -119,6 +120,33 @@ def run(wanted: Ablation, machine: Machine, events: train.Events) -> dict[str, A
             report(wanted, results, failed)
     picture(wanted)
     return report(wanted, results, failed)
+
+
+def check(wanted: Ablation, recipes: dict[str, Recipe]) -> None:
+    """Raises FourdfyError before hours of training, with nothing written: two prompts that have one folder or are one to CLIP, a folder
+    that holds another run (exit 2); a CLIP that cannot be had (exit 2, 3)."""
+    for name, recipe in recipes.items():
+        owners: dict[Path, str] = {}
+        for prompt in wanted.prompts:
+            folder = run_folder(wanted.out / name, prompt, wanted.seed)
+            if owners.setdefault(folder, prompt) != prompt:
+                raise FourdfyError(f"{owners[folder]!r} and {prompt!r} have one folder, {folder}", ANOTHER, USAGE)
+            if other := held(folder, prompt, recipe):
+                raise FourdfyError(f"{folder} holds {other}, not what is asked for", ANOTHER, USAGE)
+    _, problems = evaluate.distinct(load_clip(wanted.clip), wanted.prompts)
+    if problems:
+        raise problems[0]
+
+
+def held(folder: Path, prompt: str, recipe: Recipe) -> str | None:
+    """What a folder holds that does not go with a prompt and a recipe; None where a run may start or go on."""
+    about = read_json(folder / "run.json")
+    if about is None:
+        return None
+    if about.get("prompt") != prompt:
+        return f"another prompt ({about.get('prompt')!r})"
+    theirs = migrate.migrated(about, about.get("format", 1)).get("recipe")
+    return "a run with other settings" if theirs is not None and from_dict(theirs) != recipe else None
 
 
 def trained(wanted: Ablation, name: str, prompt: str, recipe: Recipe, machine: Machine, events: train.Events) -> Path:

@@ -11,20 +11,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from fourdfy_cli.diffusion import hub
+from fourdfy_cli.diffusion.text import Fitted, fit
 from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
 from fourdfy_cli.store import gate
 
 NANO_CLIP = Path(__file__).parents[1] / "nano" / "weights" / "clip"
-BATCH = 32
+BATCH, BAND = 32, 2**20  # pictures or prompts, pixels of a picture, at once
 OFFLINE = "fourdfy clip-score outputs/ --clip nano"
 VOCABULARY, MOST_NUMBERS = 49_408, 2_000_000_000
 SIZES: gate.Limits = {
@@ -48,17 +50,43 @@ class Clip:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    def fit(self, prompt: str) -> Fitted:
+        """A prompt as this CLIP reads it."""
+        return fit(prompt, self.tokenize.context_length, lambda text: len(self.tokenize.encode(text)) + 2)
+
+    def ids(self, prompts: list[str]) -> Int[Tensor, "N L"]:
+        """Tokens of prompts, cut where they must be: those of two prompts that are the same to this CLIP are equal."""
+        return self.tokenize([self.fit(prompt).text for prompt in prompts])
+
     @torch.no_grad()
     def texts(self, prompts: list[str]) -> Float[Tensor, "N C"]:
         """Unit embeddings of prompts."""
-        return F.normalize(self.model.encode_text(self.tokenize(prompts).to(self.device)), dim=-1)
+        parts = self.ids(prompts).to(self.device).split(BATCH)
+        return torch.cat([F.normalize(self.model.encode_text(part), dim=-1) for part in parts])
 
     @torch.no_grad()
     def pictures(self, rgb: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N C"]:
         """Unit embeddings of pictures in [0,1]."""
         mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (self.mean, self.std))
-        ready = (square(rgb.to(self.device), self.size) - mean) / std
-        return torch.cat([F.normalize(self.model.encode_image(part), dim=-1) for part in ready.split(BATCH)])
+        ready = ((square(part.to(self.device), self.size) - mean) / std for part in rgb.split(BATCH))
+        return torch.cat([F.normalize(self.model.encode_image(part), dim=-1) for part in ready])
+
+
+def shrunk(picture: UInt8[np.ndarray, "H W 3"], size: int) -> Float[Tensor, "3 S S"]:
+    """`square` of one picture of bytes, row by row first, so that no more than `BAND` of its pixels are ever numbers of four bytes."""
+    height, width = picture.shape[:2]
+    across = size * width // min(height, width)
+    bands = []
+    for top in range(0, height, rows := max(1, BAND // width)):
+        band = torch.from_numpy(picture[top : top + rows].copy()).permute(2, 0, 1)[None] / 255
+        if min(height, width) != size:
+            band = F.interpolate(band, size=(band.shape[2], across), mode="bicubic", antialias=True, align_corners=False)
+        bands.append(band)
+    rgb = torch.cat(bands, 2)
+    if min(height, width) != size:
+        down = size * height // min(height, width)
+        rgb = F.interpolate(rgb, size=(down, across), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    return square(rgb, size)[0]
 
 
 def square(rgb: Float[Tensor, "N 3 H W"], size: int) -> Float[Tensor, "N 3 S S"]:

@@ -56,6 +56,24 @@ def wanted_texts(prompt: str, recipe: Recipe, name: str) -> list[str]:
     return list(dict.fromkeys([prompt, *worded, *(branch.negative for branch in branches)]))
 
 
+def cut_texts(recipe: Recipe, prompt: str, specs: Mapping[str, ModelSpec], branches: Iterable[str]) -> list[str]:
+    """A line for each text that is longer than a text encoder of `branches` reads: how many tokens it has, and which words are left out.
+    Only tokenizers are loaded: for before the first step. Raises FourdfyError (exit 3) if one is missing or damaged."""
+    readers: dict[tuple[str, str, str], list[str]] = {}
+    for name in branches:
+        readers.setdefault((specs[name].source, specs[name].text_encoder, specs[name].tokenizer), []).append(name)
+    lines = []
+    for names in readers.values():
+        wanted = list(dict.fromkeys(one for name in names for one in wanted_texts(prompt, recipe, name)))
+        found = dict(zip(wanted, text.fitted(specs[names[0]], wanted), strict=True))
+        worded = [one for one in wanted if one.startswith(prompt)]
+        longest = max(worded, key=lambda one: len(found[one].lost))
+        what = "the prompt" if longest == prompt else f"the prompt ({found[prompt].tokens} tokens) with its view words"
+        cut = [(what, found[longest]), *(("the negative prompt", found[one]) for one in wanted if one not in worded)]
+        lines += [text.told(what, f"the text encoder for {', '.join(names)}", one) for what, one in cut if one.lost]
+    return lines
+
+
 def encode_texts(
     wanted: Mapping[str, list[str]], specs: Mapping[str, ModelSpec], device: torch.device | str
 ) -> dict[str, dict[str, torch.Tensor]]:

@@ -7,7 +7,6 @@ that does not say otherwise. `fps` and `size` (pixels a side) may be left out.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,13 @@ import torch
 
 from fourdfy_cli import config
 from fourdfy_cli.errors import USAGE, FourdfyError
-from fourdfy_cli.output import render
+from fourdfy_cli.output import limits, render
+from fourdfy_cli.output.textfile import read_object, typed
 from fourdfy_cli.scene.cameras import Shot, mav3d, orbit_camera
 
 NAMES = ("orbit", "mav3d", "fixed")
 RANGES = {"azimuth": (-math.inf, math.inf), "elevation": (-89.9, 89.9), "distance": (1e-3, 1e3), "fovy": (0.1, 179.0), "time": (0.0, 1.0)}
-SIZES, RATES = (16, 2048), (0.1, 240.0)
+SIZES, RATES, MOST = (16, 2048), (0.1, 240.0), 1e9
 
 
 @dataclass(frozen=True)
@@ -47,27 +47,26 @@ def film(wanted: str, recipe: config.Recipe, size: int | None = None) -> Film:
         return Film(wanted, around if wanted == "orbit" else render.shot(torch.zeros(len(around)), around.time, orbit), 16)
     if wanted.endswith(".json"):
         return read(Path(wanted), size)
-    raise FourdfyError(f"there is no path {wanted!r}", f"--path mav3d   ({', '.join(NAMES)}, FILE.json)", USAGE)
+    raise FourdfyError(f"there is no path {wanted!r}", f"one of {', '.join(NAMES)} or a FILE.json: --path mav3d", USAGE)
 
 
 def read(path: Path, size: int | None = None) -> Film:
     """A path from a file; raises FourdfyError (exit 2) that says what is wrong in it."""
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FourdfyError(f"cannot read {path}: {error.strerror}", f"ls -l {path}", USAGE) from None
-    except ValueError as error:
-        raise _wrong(path, str(error).splitlines()[0]) from None
-    frames = told.get("frames") if isinstance(told, dict) else None
+    told = read_object(path)
+    frames = told.get("frames")
     if not (isinstance(frames, list) and frames and all(isinstance(frame, dict) for frame in frames)):
         raise _wrong(path, '"frames" must be a list of objects, at least one')
+    if len(frames) > limits.FRAMES:
+        raise _wrong(path, f"{len(frames)} frames are more than {limits.FRAMES}")
     common = {name: value for name, value in told.items() if name != "frames"}
     fps, pixels = (common.pop(name, default) for name, default in (("fps", 15), ("size", 256)))
+    pixels = size or int(_number(path, "size", pixels, SIZES))
+    fps = _number(path, "fps", fps, RATES)
+    limits.check_film(path, pixels, pixels, len(frames), _look(path))
     values = [_camera(path, k, common | frame) for k, frame in enumerate(frames)]
     azimuth, elevation, distance, fovy, time = torch.tensor(values).unbind(1)
     c2w = orbit_camera(torch.deg2rad(azimuth), torch.deg2rad(elevation), distance)
-    pixels = size or int(_number(path, "size", pixels, SIZES))
-    return Film(path.stem, Shot(c2w, torch.deg2rad(fovy), time, (pixels, pixels)), _number(path, "fps", fps, RATES))
+    return Film(path.stem, Shot(c2w, torch.deg2rad(fovy), time, (pixels, pixels)), fps)
 
 
 def _camera(path: Path, k: int, told: dict[str, Any]) -> list[float]:
@@ -75,16 +74,23 @@ def _camera(path: Path, k: int, told: dict[str, Any]) -> list[float]:
     unknown = [name for name in told if name not in RANGES]
     if unknown:
         raise _wrong(path, f"frame {k}: there is no {unknown[0]!r}, only {', '.join(RANGES)}")
-    return [_number(path, f"frame {k}: {name}", told.get(name), limits) for name, limits in RANGES.items()]
+    return [_number(path, f"frame {k}: {name}", told.get(name), bounds) for name, bounds in RANGES.items()]
 
 
-def _number(path: Path, what: str, value: Any, limits: tuple[float, float]) -> float:
-    """A finite number within the limits; raises FourdfyError (exit 2)."""
+def _number(path: Path, what: str, value: Any, bounds: tuple[float, float]) -> float:
+    """A finite number within the bounds; raises FourdfyError (exit 2)."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and limits[0] <= value <= limits[1]):
-        raise _wrong(path, f"{what} must be a number from {limits[0]:g} to {limits[1]:g}, not {value!r}")
+    if not (number and bounds[0] <= value <= bounds[1] and abs(value) < MOST):
+        told = repr(value)
+        raise _wrong(
+            path, f"{what} must be a number from {bounds[0]:g} to {bounds[1]:g}, not {told if len(told) < 60 else told[:57] + '...'}"
+        )
     return float(value)
 
 
 def _wrong(path: Path, why: str) -> FourdfyError:
-    return FourdfyError(f"{path} holds no camera path: {why}", f"python -m json.tool {path}", USAGE)
+    return FourdfyError(f"{path} holds no camera path: {why}", _look(path), USAGE)
+
+
+def _look(path: Path) -> str:
+    return typed("python", "-m", "json.tool", path)

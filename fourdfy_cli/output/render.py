@@ -5,7 +5,12 @@ Pictures that leave this module are uint8 [H W 3]. Angles in degrees here (`Orbi
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import itertools
 import math
+import os
+import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,7 +25,8 @@ from torch import Tensor
 
 from fourdfy_cli import config, kernels
 from fourdfy_cli.errors import FAILURE, USAGE, FourdfyError
-from fourdfy_cli.output.ffmpeg import ffmpeg
+from fourdfy_cli.output.ffmpeg import encoding, named, running, unwritable
+from fourdfy_cli.output.textfile import typed
 from fourdfy_cli.scene.cameras import Shot, orbit_camera
 from fourdfy_cli.scene.scene import Scene, render
 from fourdfy_cli.store import checkpoint, files
@@ -115,40 +121,69 @@ def write_png(path: Path, picture: Picture) -> Path:
 def write_video(path: Path, frames: Iterable[Picture], fps: float = 16) -> Path:
     """Encode frames of one size as H.264, which every browser plays, atomically; odd sizes are padded by one pixel.
 
-    Raises FourdfyError: exit 2 for no frames, 3 without ffmpeg, 1 if encoding fails.
+    Raises FourdfyError: exit 2 for no frames, 3 without an ffmpeg that can, 1 if encoding fails.
     """
     frames = iter(frames)
     first = next(frames, None)
     if first is None:
         raise FourdfyError(f"there are no frames to write to {path}", "fourdfy render --help", USAGE)
     height, width, _ = first.shape
-    command = [
-        ffmpeg(), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}",
-        "-i", "-", "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p",
-        "-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1", "-movflags", "+faststart", "-f", "mp4",
-    ]  # fmt: skip
     with files.replacing(path) as temporary:
-        _feed([*command, str(temporary)], first, frames, path)
+        _feed([*encoding(width, height, fps), "-movflags", "+faststart", named(temporary)], first, frames, path)
     return path
 
 
-def _feed(command: list[str], first: Picture, rest: Iterator[Picture], path: Path) -> None:
+def _feed(arguments: list[str], first: Picture, rest: Iterator[Picture], path: Path) -> None:
     """Run ffmpeg on the frames; it is stopped if producing one of them fails."""
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdin and process.stderr
-        try:
-            process.stdin.write(first.tobytes())
-            for frame in rest:
-                process.stdin.write(frame.tobytes())
-            process.stdin.close()
-        except BrokenPipeError:
-            process.wait()  # ffmpeg gave up; its reason is read below
-        except BaseException:
-            process.kill()
-            raise
-        reason = process.stderr.read().decode(errors="replace").strip().splitlines()
-    if process.returncode:
-        raise FourdfyError(f"cannot write {path}: {reason[-1] if reason else 'ffmpeg failed'}", f"df -h {path.parent}", FAILURE)
+    with running(arguments, stdin=subprocess.PIPE) as process:
+        stdin = process.popen.stdin
+        assert stdin
+        for frame in itertools.chain([first], rest):
+            try:
+                stdin.write(frame.tobytes())
+            except BrokenPipeError:  # ffmpeg gave up; its reason is read below
+                break
+        with contextlib.suppress(BrokenPipeError):
+            stdin.close()
+        if process.ended():
+            raise unwritable(path, process.said)
+
+
+@contextlib.contextmanager
+def filled(folder: Path | None) -> Iterator[Path | None]:
+    """A temporary folder beside `folder` whose files come to stand in it when the block ends well, and disappear when it does not; what
+    processes that died left there goes. Raises FourdfyError (exit 1) where the disk refuses."""
+    if folder is None:
+        yield None
+        return
+    place = folder.absolute()
+    temporary = place.with_name(f".part-{os.getpid()}-{place.name}")
+    try:
+        for old in place.parent.glob(f".part-*-{glob.escape(place.name)}"):
+            if _gone(old.name.split("-")[1]):
+                shutil.rmtree(old, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        if place.exists():
+            for file in sorted(temporary.iterdir()):
+                shutil.move(file, place / file.name)
+        else:
+            temporary.rename(place)
+    except OSError as error:
+        raise FourdfyError(f"cannot write {folder}: {error.strerror or error}", typed("df", "-h", place.parent), FAILURE) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _gone(pid: str) -> bool:
+    """Whether a process is no more."""
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OverflowError, OSError):
+        return False
+    return False
 
 
 def locate(path: Path) -> Path:
@@ -160,7 +195,7 @@ def locate(path: Path) -> Path:
         return path
     found = [path / name for name in ("last.pt", "last.prev.pt", "stage3.pt", "stage2.pt", "stage1.pt") if (path / name).is_file()]
     if not found:
-        raise FourdfyError(f"there is no checkpoint in {path}", f"ls {path}", USAGE)
+        raise FourdfyError(f"there is no checkpoint in {path}", typed("ls", path), USAGE)
     for candidate in found[:-1]:
         try:
             checkpoint.load(candidate)

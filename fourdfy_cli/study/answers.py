@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fourdfy_cli.errors import USAGE, FourdfyError
-from fourdfy_cli.store.folder import read_json
+from fourdfy_cli.output.textfile import read_object, typed
 from fourdfy_cli.study import questions
 
 REBUILD = "fourdfy study build --help"
@@ -97,13 +97,17 @@ def read_raters(paths: list[Path], key: Key) -> tuple[list[Rater], list[dict[str
     Of one sitting's files the fullest counts, then of one rater's sittings the first. Raises FourdfyError (exit 2) for no
     file, and for a file that is no answer sheet, or one of another study.
     """
-    files = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
+    files = [file for path in paths for file in (_sheets(path) if path.is_dir() else [path])]
     if not files:
-        raise FourdfyError(f"there are no answers in {', '.join(map(str, paths))}", f"ls {paths[0]}", USAGE)
+        raise FourdfyError(f"there are no answers in {', '.join(map(str, paths))}", typed("ls", paths[0]), USAGE)
     raters = [read_rater(file, key) for file in dict.fromkeys(files)]
     raters, spare = _one_each(sorted(raters, key=lambda rater: -rater.answered), "sitting", "the same sitting as")
     raters, again = _one_each(sorted(raters, key=lambda rater: rater.started), "name", "the same rater as")
     return sorted(raters, key=lambda rater: rater.file), spare + again
+
+
+def _sheets(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".json" and not path.name.startswith("."))
 
 
 def _one_each(raters: list[Rater], field: str, what: str) -> tuple[list[Rater], list[dict[str, str]]]:
@@ -121,19 +125,19 @@ def read_rater(path: Path, key: Key) -> Rater:
 
     Raises FourdfyError (exit 2) if it is another study's, edited, or no answer sheet.
     """
-    values = _read(path, questions.ANSWERS, "a study's answer sheet", f"mv {path} elsewhere/")
+    values = _read(path, questions.ANSWERS, "a study's answer sheet", _aside(path))
     if values.get("study") != key.study:
         raise FourdfyError(
             f"{path} answers another study ({values.get('study')}, not {key.study})", "fourdfy study analyze OTHER-KEY ANSWERS", USAGE
         )
     trials = values.get("trials")
     if not _has(values, rater=str, sitting=str, started=str, seed=int) or not values["sitting"] or not isinstance(trials, list):
-        raise FourdfyError(f"{path} is damaged: it is not a whole answer sheet", f"mv {path} elsewhere/", USAGE)
+        raise FourdfyError(f"{path} is damaged: it is not a whole answer sheet", _aside(path), USAGE)
     name = values["rater"] or values["sitting"]
     shown = [(t["pair"], t["swapped"], t["repeat"]) for t in trials if isinstance(t, dict) and _has(t, pair=str, swapped=bool, repeat=bool)]
     wanted = questions.order(key.study, key.seed, name, sorted(key.pairs), key.checks)
     if values["seed"] != key.seed or shown != [(t.pair, t.swapped, t.repeat) for t in wanted] or len(shown) != len(trials):
-        raise FourdfyError(f"{path} was changed: its pairs are not in the order that its seed gives", f"mv {path} elsewhere/", USAGE)
+        raise FourdfyError(f"{path} was changed: its pairs are not in the order that its seed gives", _aside(path), USAGE)
     return Rater(path.name, name, values["sitting"], values["started"], tuple(_checked(trial, key, path) for trial in trials))
 
 
@@ -143,17 +147,17 @@ def _checked(trial: dict[str, Any], key: Key, path: Path) -> dict[str, Any]:
     given = {q: choice for q, choice in answers.items() if choice not in (None, "")} if isinstance(answers, dict) else {"": ""}
     timed = isinstance(seconds, (int, float)) and math.isfinite(seconds) and seconds >= 0
     if not timed or not set(given) <= set(key.questions) or not all(choice in key.choices for choice in given.values()):
-        raise FourdfyError(f"{path} is damaged: pair {trial['pair']} has answers that cannot be", f"mv {path} elsewhere/", USAGE)
+        raise FourdfyError(f"{path} is damaged: pair {trial['pair']} has answers that cannot be", _aside(path), USAGE)
     return trial | {"answers": given}
 
 
 def _read(path: Path, format: str, what: str, hint: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise FourdfyError(f"there is no file {path}", f"ls {path.parent}", USAGE)
+    if not path.exists() or path.is_dir():
+        raise FourdfyError(f"there is no file {path}", typed("ls", path.parent), USAGE)
     try:
-        values = read_json(path) or {}
-    except RecursionError:
-        values = {}
+        values = read_object(path)
+    except FourdfyError as error:
+        raise FourdfyError(f"{path} is not {what}: {error.message}", error.hint, USAGE) from None
     if values.get("format") != format:
         raise FourdfyError(f"{path} is not {what}", hint, USAGE)
     if values.get("version") != questions.VERSION:
@@ -161,6 +165,10 @@ def _read(path: Path, format: str, what: str, hint: str) -> dict[str, Any]:
             f"{path} has format version {values.get('version')}, not {questions.VERSION}", "pip install --upgrade fourdfy", USAGE
         )
     return values
+
+
+def _aside(path: Path) -> str:
+    return f"the others without it: {typed('mv', path, path.with_name(path.name + '.aside'))}"
 
 
 def _has(values: dict[str, Any], **kinds: type) -> bool:

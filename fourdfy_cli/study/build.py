@@ -20,7 +20,10 @@ from typing import Any
 
 from fourdfy_cli import __version__
 from fourdfy_cli.errors import FAILURE, USAGE, FourdfyError
-from fourdfy_cli.store.folder import read_json, write_json
+from fourdfy_cli.output.ffmpeg import named
+from fourdfy_cli.output.films import content, is_run, left_out
+from fourdfy_cli.output.textfile import read_object, typed
+from fourdfy_cli.store.folder import write_json
 from fourdfy_cli.study import questions
 from fourdfy_cli.study.videos import copy_plain, find, probe
 
@@ -73,6 +76,7 @@ def build(plan: Plan, out: Path, key: Path, counted: Counted = lambda items, wha
         key.parent.mkdir(parents=True, exist_ok=True)
         write_json(key, private)
     told = {"site": out, "page": out / "index.html", "key": key, "study": manifest["study"], "pairs": len(pairs)}
+    told |= {"left_out": [one for folder in (plan.ours, *plan.baselines.values()) for one in left_out(folder) if not is_run(folder)]}
     return told | {"trials": len(pairs) + manifest["checks"], "minutes": manifest["minutes"]}
 
 
@@ -87,7 +91,7 @@ def match(plan: Plan) -> list[tuple[str, str, tuple[Path, Path]]]:
         for prompts, where in ((lacking, folder), (extra, plan.ours)):
             if prompts:
                 more = f" (and {len(prompts) - 1} more)" if len(prompts) > 1 else ""
-                hint = "--partial   (a baseline may lack prompts)" if prompts is lacking else f"ls {where}"
+                hint = "a baseline may lack prompts: --partial" if prompts is lacking else typed("ls", where)
                 raise FourdfyError(f"{where} has no video for {prompts[0]!r}{more}", hint, USAGE)
         pairs += [(name, prompt, (path, theirs[words][1])) for words, (prompt, path) in ours.items() if words in theirs]
     return pairs
@@ -97,10 +101,13 @@ def checked(baseline: str, prompt: str, sources: tuple[Path, Path]) -> Pair:
     """Raises FourdfyError (exit 2) if the two videos are not of one size, speed and length, or are one file."""
     ours, theirs = map(probe, sources)
     if ours != theirs:
-        hint = f"ffmpeg -i {sources[1]} -vf scale={ours.width}:{ours.height} -r {ours.fps:g} NEW.mp4   (the length must fit too)"
+        size = f"{ours.width}:{ours.height}"
+        form = ["-vf", f"scale={size}", "-r", f"{ours.fps:g}", "-aspect", size]
+        new = sources[1].with_name(f"{sources[1].stem}-new.mp4")
+        hint = f"the length must fit too: {typed('ffmpeg', '-i', named(sources[1]), *form, named(new))}"
         raise FourdfyError(f"{prompt!r}: ours has {ours}; {baseline} has {theirs}", hint, USAGE)
-    if sources[0].read_bytes() == sources[1].read_bytes():
-        raise FourdfyError(f"{prompt!r}: {sources[0]} and {sources[1]} are the same video", f"ls -l {sources[1].parent}", USAGE)
+    if content(sources[0]) == content(sources[1]):
+        raise FourdfyError(f"{prompt!r}: {sources[0]} and {sources[1]} are the same video", typed("ls", "-l", *sources), USAGE)
     return Pair(baseline, prompt, sources, (ours.codec, theirs.codec))
 
 
@@ -136,14 +143,14 @@ def _digest(*parts: object) -> str:
 
 
 def _content(pair: Pair) -> str:
-    return "|".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in pair.sources)
+    return "|".join(content(path) for path in pair.sources)
 
 
 def _check_plan(plan: Plan) -> None:
     unknown = [name for name in plan.questions if name not in questions.QUESTIONS]
     if unknown or not plan.questions or len(set(plan.questions)) < len(plan.questions):
         what = f"there is no question {unknown[0]!r}" if unknown else "a study needs questions, each once"
-        raise FourdfyError(what, f"--questions {','.join(questions.QUESTIONS)}   (or some of them)", USAGE)
+        raise FourdfyError(what, f"all of them: --questions {','.join(questions.QUESTIONS)}", USAGE)
     if (plan.post and not plan.post.startswith(("http://", "https://"))) or (plan.mailto and "@" not in plan.mailto):
         raise FourdfyError("--post wants a web address, --mailto an e-mail address", "--post https://HOST/PATH --mailto NAME@HOST", USAGE)
     for name, where in ((name, where) for name in plan.baselines for where in (plan.mailto, plan.post) if where):
@@ -153,15 +160,27 @@ def _check_plan(plan: Plan) -> None:
 
 def _check_places(out: Path, key: Path) -> None:
     if key.resolve().is_relative_to(out.resolve()):
-        hint = f"--key {out.resolve().name}-key.json"
+        hint = typed("--key", f"{out.resolve().name}-key.json")
         raise FourdfyError(f"the key {key} must not be in the site: it tells whose video is whose", hint, USAGE)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FourdfyError(f"{out} exists and is not empty", f"--out {out}-2   (or: rm -r {out})", USAGE)
+        raise FourdfyError(f"{out} exists and is not empty", f"another one: {typed('--out', out.with_name(f'{out.name}-2'))}", USAGE)
 
 
 def _check_key(key: Path, identity: str) -> None:
-    if key.exists() and (read_json(key) or {}).get("study") != identity:
-        raise FourdfyError(f"{key} belongs to another study; without it those answers mean nothing", f"--key {key.stem}-2.json", USAGE)
+    if key.exists() and _study_of(key) != identity:
+        raise FourdfyError(
+            f"{key} belongs to another study; without it those answers mean nothing",
+            typed("--key", key.with_name(f"{key.stem}-2.json")),
+            USAGE,
+        )
+
+
+def _study_of(key: Path) -> Any:
+    """Whose key a file is; nobody's if it cannot be read."""
+    try:
+        return read_object(key).get("study")
+    except FourdfyError:
+        return None
 
 
 @contextlib.contextmanager
@@ -173,6 +192,6 @@ def _new_folder(out: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(out)
     except OSError as error:
-        raise FourdfyError(f"cannot write {out}: {error.strerror or error}", f"df -h {out.parent}", FAILURE) from None
+        raise FourdfyError(f"cannot write {out}: {error.strerror or error}", typed("df", "-h", out.parent), FAILURE) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

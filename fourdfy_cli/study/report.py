@@ -45,7 +45,7 @@ def tables(key: Key, raters: list[Rater], excluded: list[dict[str, str]], least:
             excluded.append({"rater": rater.name, "file": rater.file, "reason": reason})
     votes = [vote for number, rater in enumerate(kept) for vote in rater.votes(number, key)]
     if not votes:
-        raise FourdfyError(f"no votes are left of {len(raters)} raters", "--least-agreement 0   (keeps every rater)", USAGE)
+        raise FourdfyError(f"no votes are left of {len(raters)} raters", "every rater is kept by: --least-agreement 0", USAGE)
     return {
         "study": key.study, "raters": len(kept), "votes": len(votes), "questions": list(key.questions),
         "least_agreement": least, "bootstrap_seed": seed, "resamples": statistics.RESAMPLES,

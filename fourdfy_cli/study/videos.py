@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fourdfy_cli.errors import USAGE, FourdfyError
-from fourdfy_cli.output.ffmpeg import ffmpeg, stream
+from fourdfy_cli.output import films, limits
+from fourdfy_cli.output.ffmpeg import describe, lacking, named, passthrough, reason, running, source, unreadable
+from fourdfy_cli.output.textfile import typed
 from fourdfy_cli.store.folder import read_json
 
 BROWSERS_PLAY = ("h264", "vp9", "av1")
@@ -31,62 +33,79 @@ class Shape:
 
 
 def find(folder: Path) -> dict[str, tuple[str, Path]]:
-    """Prompt and video by the prompt's words: every mp4 of a folder (its name is the prompt, with _ or - for spaces), and of
-    every run folder in it, or of the run folder it is, mav3d.mp4 or else orbit.mp4 (run.json has the prompt).
+    """Prompt and video by the prompt's words: every film of a folder (prompts.tsv or its name has the prompt, see `films.prompt_of`), and
+    of every run folder in it, or of the run folder it is, mav3d.mp4 or else orbit.mp4 (run.json has the prompt).
 
-    Raises FourdfyError (exit 2): no such folder, no video, a run without video, two videos for one prompt.
+    Raises FourdfyError (exit 2): no such folder, no video, a film or a run without prompt, a run without video, two videos for one prompt.
     """
     if not folder.is_dir():
-        raise FourdfyError(f"there is no folder {folder}", f"ls {folder.parent}", USAGE)
+        raise FourdfyError(f"there is no folder {folder}", typed("ls", folder.parent), USAGE)
     runs = [path.parent for path in (folder / "run.json", *sorted(folder.glob("*/run.json"))) if path.is_file()]
-    loose = [] if folder in runs else sorted(path for path in folder.glob("*.mp4") if not path.name.startswith("."))
+    loose = [] if folder in runs else films.films(folder)
     found: dict[str, tuple[str, Path]] = {}
-    for prompt, path in [*((_spoken(path.stem), path) for path in loose), *map(_of_run, runs)]:
+    for prompt, path in [*((films.prompt_of(path), path) for path in loose), *map(_of_run, runs)]:
         words = " ".join(re.findall(r"[^\W_]+", prompt.casefold()))
         if words in found:
-            raise FourdfyError(f"{found[words][1]} and {path} are both for {prompt!r}", f"ls {folder}   (keep one of them)", USAGE)
+            raise FourdfyError(
+                f"{found[words][1]} and {path} are both for {prompt!r}",
+                f"keep one of them: {typed('ls', '-l', found[words][1], path)}",
+                USAGE,
+            )
         found[words] = (prompt, path)
     if not found:
-        raise FourdfyError(f"there is no video in {folder}", f"ls {folder}   (wanted: PROMPT.mp4, or run folders)", USAGE)
+        raise FourdfyError(f"there is no video in {folder}", f"PROMPT.mp4 or run folders are wanted: {typed('ls', folder)}", USAGE)
     return found
-
-
-def _spoken(name: str) -> str:
-    return " ".join(re.split(r"[\s_-]+", name)).strip()
 
 
 def _of_run(run: Path) -> tuple[str, Path]:
     prompt = (read_json(run / "run.json") or {}).get("prompt")
     if not isinstance(prompt, str):
-        raise FourdfyError(f"{run / 'run.json'} names no prompt", f"cat {run / 'run.json'}", USAGE)
+        raise FourdfyError(f"{run / 'run.json'} names no prompt", typed("cat", run / "run.json"), USAGE)
     video = next((run / name for name in FROM_RUN if (run / name).is_file()), None)
     if video is None:
-        raise FourdfyError(f"the run {run} has no video", f"fourdfy render {run} --path mav3d", USAGE)
+        raise FourdfyError(f"the run {run} has no video", typed("fourdfy", "render", run, "--path", "mav3d"), USAGE)
     return prompt, video
 
 
 def probe(path: Path) -> Shape:
-    """Decode a whole video and say what it is. Raises FourdfyError: exit 2 for a damaged file or one that browsers do not
-    play, 3 without ffmpeg."""
-    command = ["-nostats", "-xerror", "-i", f"file:{path}", "-map", "0:v:0", "-f", "framemd5", "-"]
-    ended = subprocess.run([ffmpeg(), "-hide_banner", *command], capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
-    found = stream(ended.stderr)
-    frames = sum(not line.startswith("#") for line in ended.stdout.splitlines())
-    if ended.returncode or not found or not frames:
-        raise FourdfyError(f"{path} is damaged or no video: {frames} frames can be read", f"rm {path}   (and make it again)", USAGE)
+    """Decode a whole video and say what it is. Raises FourdfyError: exit 2 for a damaged file, one beyond `limits` or one that browsers do
+    not play, 3 without ffmpeg."""
+    found = describe(path)
+    again = typed("ffmpeg", "-i", named(path), *"-vf scale=-2:256 -c:v libx264 -crf 18 -pix_fmt yuv420p".split(), _beside(path, "small"))
+    limits.check_film(path, found.width, found.height, found.frames, f"a smaller one: {again}")
+    count = 0
+    told = ["-nostdin", "-v", "error", "-xerror", "-threads", "2", *source(path), "-map", "0:V:0", *passthrough()]
+    with running([*told, "-f", "framemd5", "pipe:1"], stdout=subprocess.PIPE) as process:
+        assert process.popen.stdout
+        for line in process.popen.stdout:
+            count += not line.startswith(b"#")
+            limits.check_film(path, found.width, found.height, count, f"a shorter one: {again}")
+        if process.ended() or not count:
+            raise unreadable(path, process.said or [f"{count} frames can be read"])
     if found.codec not in BROWSERS_PLAY or found.pixels not in ("yuv420p", "yuvj420p"):
-        again = f"ffmpeg -i {path} -c:v libx264 -crf 18 -pix_fmt yuv420p {path.stem}-h264.mp4"
+        again = typed("ffmpeg", "-i", named(path), *"-c:v libx264 -crf 18 -pix_fmt yuv420p".split(), _beside(path, "h264"))
         raise FourdfyError(f"{path} is {found.codec} {found.pixels}, which not every browser plays", again, USAGE)
-    return Shape(found.width, found.height, found.fps, frames, found.codec)
+    return Shape(found.width, found.height, found.fps, count, found.codec)
 
 
-def copy_plain(source: Path, target: Path, codec: str) -> None:
+def _beside(path: Path, what: str) -> str:
+    return named(path.with_name(f"{path.stem}-{what}.mp4"))
+
+
+def copy_plain(path: Path, target: Path, codec: str) -> None:
     """The pictures of a video as they are, without sound, titles, dates, chapters, and the encoder's note on its settings
     (H.264 units of type 6). Raises FourdfyError: exit 2 if it cannot be copied, 3 without ffmpeg."""
-    plain = ["-map", "0:v:0", "-c", "copy", "-map_metadata", "-1", "-map_chapters", "-1", "-fflags", "+bitexact", "-flags:v", "+bitexact"]
+    plain = ["-map", "0:V:0", "-c", "copy", "-map_metadata", "-1", "-map_chapters", "-1", "-fflags", "+bitexact", "-flags:v", "+bitexact"]
     notes = ["-bsf:v", "filter_units=remove_types=6"] if codec == "h264" else []
-    command = [ffmpeg(), "-loglevel", "error", "-i", f"file:{source}", *plain, *notes, "-movflags", "+faststart", f"file:{target}"]
-    ended = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
-    if ended.returncode:
-        reason = (ended.stderr.strip().splitlines() or ["ffmpeg failed"])[-1]
-        raise FourdfyError(f"cannot copy {source}: {reason}", f"df -h {target.parent}", USAGE)
+    with running(["-nostdin", "-v", "error", *source(path), *plain, *notes, "-movflags", "+faststart", named(target)]) as process:
+        if process.ended():
+            raise lacking(process.said) or FourdfyError(
+                f"cannot copy {path}: {reason(process.said)}", typed("df", "-h", target.parent), USAGE
+            )
+    was, now = describe(path), describe(target)
+    if (was.width, was.height) != (now.width, now.height):
+        raise FourdfyError(
+            f"{path} is turned by its metadata, which its copy would lose",
+            typed("ffmpeg", "-i", named(path), _beside(path, "turned")),
+            USAGE,
+        )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,9 +46,10 @@ def test_text_weights_of_older_and_newer_files(copied: ModelSpec, prefix: str) -
     assert torch.equal(text.encode(copied, ["a red dog"], CPU), before)
 
 
-@pytest.mark.parametrize("name", ["tokenizer/vocab.json", "text_encoder/model.safetensors", "text_encoder/config.json"])
+@pytest.mark.parametrize("name", ["tokenizer", "text_encoder/model.safetensors", "text_encoder/config.json"])
 def test_text_without_a_file(copied: ModelSpec, name: str) -> None:
-    (Path(copied.source) / name).unlink()
+    path = Path(copied.source) / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(FourdfyError) as caught:
         text.encode(copied, ["a red dog"], CPU)
     assert caught.value.code == 3
@@ -96,3 +99,79 @@ def test_texts_by_camera() -> None:
     assert texts.facing(azimuth, (45.0, 45.0))[:, 0, 0].tolist() == [1, 2, 3, 2]
     assert texts.facing(azimuth, None)[:, 0, 0].tolist() == [0, 0, 0, 0]
     assert texts[""].shape == (1, 2, 3)
+
+
+def words(text: str) -> int:
+    """Tokens of a tokenizer that gives every word, and every comma, one, and two around a text."""
+    return len(re.findall(r"[^\s,]+|,", text)) + 2
+
+
+@pytest.mark.parametrize(
+    "whole, kept, tokens, lost",
+    [
+        ("a b c", "a b c", 3, ""),
+        ("a b c d e f g h", "a b c d e f g h", 8, ""),
+        ("a b c d e f g h i j", "a b c d e f g h", 10, "i j"),
+        ("a b c d e, front view", "a b c d e, front view", 8, ""),
+        ("a b c d e f g, front view", "a b c d e, front view", 10, "f g"),
+        ("a b c d,  e f g, back view", "a b c d, back view", 11, "e f g"),
+        ("front view a b c d e f g h, side view i", "front view a b c d e f", 14, "g h, side view i"),
+    ],
+)
+def test_what_is_too_long_loses_whole_words_before_the_view_words(whole: str, kept: str, tokens: int, lost: str) -> None:
+    found = text.fit(whole, 10, words)
+    assert (found.text, found.tokens, found.room, found.lost) == (kept, tokens, 8, lost)
+    assert words(found.text) <= 10
+
+
+def test_a_word_that_is_too_long_loses_characters() -> None:
+    found = text.fit("x" * 30 + ", back view", 10, lambda one: len(one.removesuffix(", back view")) + 2 + 3 * one.endswith(", back view"))
+    assert (found.text, found.lost) == ("xxxxx, back view", "x" * 25)
+
+
+def test_views_of_a_long_prompt_stay_apart(specs: dict[str, ModelSpec]) -> None:
+    prompt = "a red dog jumping " * 60
+    views = [text.worded(prompt, word) for word in text.VIEW_WORDS]
+    front, side, back, plain = text.encode(specs["image"], [*views, prompt], CPU)
+    assert all(not torch.allclose(a, b, atol=1e-2) for a, b in ((front, side), (side, back), (front, back), (front, plain)))
+    first, last = text.fitted(specs["image"], [views[0], "a red dog"])
+    assert first.tokens == 240 + 3 and first.room == networks.TEXT_LENGTH - 2 and first.text.endswith("dog, front view") and not last.lost
+    same = text.encode(specs["image"], [first.text], CPU)
+    assert torch.equal(same[0], front)
+
+
+@pytest.mark.parametrize("length", [10**9, 5000, 1, 0])
+def test_a_tokenizer_that_claims_another_window(copied: ModelSpec, length: int) -> None:
+    path = Path(copied.source) / "tokenizer" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": length}))
+    for call in (lambda: text.encode(copied, ["a red dog"], CPU), lambda: text.fitted(copied, ["a red dog"])):
+        with pytest.raises(FourdfyError, match="is not the tokenizer of") as caught:
+            call()
+        assert caught.value.code == 3
+
+
+def test_a_tokenizer_that_tells_no_window_has_the_encoders(copied: ModelSpec) -> None:
+    before = text.encode(copied, ["a red dog"], CPU)
+    path = Path(copied.source) / "tokenizer" / "tokenizer_config.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "model_max_length"}))
+    assert torch.equal(text.encode(copied, ["a red dog"], CPU), before)
+
+
+def test_a_tokenizer_as_transformers_5_writes_it(copied: ModelSpec) -> None:
+    before = text.encode(copied, ["a red dog"], CPU)
+    for name in ("vocab.json", "merges.txt"):
+        (Path(copied.source) / "tokenizer" / name).unlink()
+    assert torch.equal(text.encode(copied, ["a red dog"], CPU), before)
+    (Path(copied.source) / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(FourdfyError, match="neither"):
+        text.encode(copied, ["a red dog"], CPU)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"model": {"type": "BPE"}}', '{"model": 3, "version": "1.0"}', "[" * 10_000])
+def test_a_tokenizer_that_is_none(copied: ModelSpec, content: str) -> None:
+    (Path(copied.source) / "tokenizer" / "tokenizer.json").write_text(content)
+    for name in ("vocab.json", "merges.txt"):
+        (Path(copied.source) / "tokenizer" / name).unlink()
+    with pytest.raises(FourdfyError) as caught:
+        text.encode(copied, ["a red dog"], CPU)
+    assert caught.value.code == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,3 +84,37 @@ def test_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert textcache.cache_folder() == tmp_path / "b" / "fourdfy"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert textcache.cache_folder() == tmp_path / "c" / ".cache" / "fourdfy"
+
+
+def test_a_user_without_a_home_has_a_folder_of_his_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spec: ModelSpec) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("FOURDFY_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    monkeypatch.setattr(textcache.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = textcache.cache_folder()
+    assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
+    textcache.embed(spec, WORDS, "cpu")
+    assert len(kept()) == 2
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")  # somebody else was first
+    assert textcache.cache_folder() != folder
+    assert list(textcache.embed(spec, WORDS, "cpu")) == WORDS
+
+
+def test_tilde_is_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FOURDFY_CACHE", "~/c")
+    assert textcache.cache_folder() == tmp_path / "c"
+
+
+def test_what_is_written_follows_no_link(spec: ModelSpec, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("mine")
+    path = textcache.file(spec, "a red dog")
+    path.parent.mkdir(parents=True)
+    path.with_suffix(f".{os.getpid()}.part").symlink_to(target)
+    textcache.embed(spec, ["a red dog"], "cpu")
+    assert target.read_text() == "mine"

@@ -13,7 +13,7 @@ from samples import Watch, fails, isolated, lines, tiny_recipe  # noqa: F401
 
 from fourdfy_cli import presets
 from fourdfy_cli.cli import main
-from fourdfy_cli.config import Field, Grid, March, Recipe
+from fourdfy_cli.config import Field, Grid, March, Recipe, to_dict
 from fourdfy_cli.errors import DIVERGED, FourdfyError
 from fourdfy_cli.evaluate import ablate, videos
 from fourdfy_cli.evaluate.ablate import Ablation, row_recipe, rows, until
@@ -21,7 +21,7 @@ from fourdfy_cli.evaluate.clip import load_clip
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import render
 from fourdfy_cli.scene.cameras import mav3d
-from fourdfy_cli.store import checkpoint
+from fourdfy_cli.store import checkpoint, migrate
 from fourdfy_cli.store.folder import read_json, run_folder
 
 DOG, BALL = "a red dog jumping", "a blue ball bouncing"
@@ -316,3 +316,50 @@ def test_the_field_in_info(done, capsys: pytest.CaptureFixture[str]):
             owned = [values for key, values in field.items() if key.startswith(f"field.{part}.")]
             assert parts[name][part] == sum(map(torch.Tensor.numel, owned)) > 0
     assert (parts["full"]["kind"], parts["hexplane"]["kind"]) == ("hashgrid", "hexplane")
+
+
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablate, "trained", lambda *_: pytest.fail("trained"))
+
+
+def test_two_prompts_for_one_folder_are_refused_before_the_first_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    untrained(monkeypatch)
+    monkeypatch.setattr(ablate, "run_folder", lambda out, prompt, seed: out / prompt[:5])
+    with pytest.raises(FourdfyError, match="have one folder") as error:
+        ablate.run(task(tmp_path / "new", ["full"], [BALL, DOG, "a red cat"]), Machine(), Judge())
+    assert error.value.code == 2 and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("about", [{"prompt": "a blue cat"}, {"recipe": "another"}])
+def test_a_folder_that_holds_another_run_is_found_before_the_first_is_trained(about: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In the last of four folders."""
+    untrained(monkeypatch)
+    folder = run_folder(tmp_path / "hexplane", BALL, 0)
+    folder.mkdir(parents=True)
+    recipe = presets.nano() if "recipe" in about else row_recipe(short(), "hexplane")
+    prompt = about.get("prompt", BALL)
+    (folder / "run.json").write_text(json.dumps({"format": migrate.FORMAT, "prompt": prompt, "recipe": to_dict(recipe)}))
+    with pytest.raises(FourdfyError, match="another prompt|other settings") as error:
+        ablate.run(task(tmp_path, ["full", "hexplane"], [DOG, BALL]), Machine(), Judge())
+    assert error.value.code == 2 and str(folder) in error.value.message and "--out" in error.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["hexplane"]
+
+
+def test_prompts_that_clip_cannot_tell_apart_are_found_before_the_first_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    untrained(monkeypatch)
+    monkeypatch.setattr(ablate, "run_folder", lambda out, prompt, seed: out / prompt[-7:])
+    long = "this is the red dog which is a dog of the red dog that is a dog of the red dog that is"
+    with pytest.raises(FourdfyError, match="cannot tell") as error:
+        ablate.run(task(tmp_path / "new", ["full"], [f"{long} jumping", f"{long} walking"]), Machine(), Judge())
+    assert error.value.code == 2 and not (tmp_path / "new").exists()
+
+
+def test_a_prompt_file_with_a_byte_order_mark(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    Path("p.txt").write_bytes(f"\ufeff{DOG}\r\n".encode())
+    assert main.run(["ablate", "p.txt", "--models", "nano", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["runs"] == len(ablate.TABLE_2)
+    Path("q.txt").write_bytes(DOG.encode("utf-16"))
+    fails(capsys, ["ablate", "q.txt", "--models", "nano"], 2, "UTF-16", "iconv")
+    with open("r.txt", "wb") as file:
+        file.truncate(2**30)
+    fails(capsys, ["ablate", "r.txt", "--models", "nano"], 2, "larger")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ from samples import film, save
 
 from fourdfy_cli.cli import main
 from fourdfy_cli.errors import FourdfyError
+from fourdfy_cli.evaluate import clip as clip_module
 from fourdfy_cli.evaluate import score as command
 from fourdfy_cli.evaluate import videos
-from fourdfy_cli.evaluate.clip import cosines, load_clip
+from fourdfy_cli.evaluate.clip import cosines, load_clip, shrunk, square
 from fourdfy_cli.evaluate.score import Choice, different, same, score
+from fourdfy_cli.memory import PeakMemory
 from fourdfy_cli.nano.train_clip import CONFIG, export_clip
 from fourdfy_cli.scene.cameras import mav3d
 
@@ -210,3 +213,101 @@ def test_the_command(films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert len(lines[0]["videos"]) == 3 and lines[-1]["error"]["code"] == 2 and "away.mp4" in lines[-1]["error"]["message"]
     assert main.run(["clip-score", str(films), "--crop", "middle"]) == 2
     assert main.run(["clip-score", str(films), "--clip", "bogus"]) == 2
+
+
+def test_memory_does_not_grow_with_the_pictures():
+    """Six 4K frames: a few pictures as bytes, never all of them as numbers of four bytes (0.6 GB)."""
+    clip = load_clip("nano")
+
+    def frames():
+        for k in range(6):
+            yield np.full((2160, 3840, 3), 40 * k, np.uint8)
+
+    tracemalloc.start()
+    with PeakMemory() as torchs:
+        table = command.embed(clip, frames())
+    ours = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert ours < 150e6 and torchs.bytes < 150e6 and len(table) == 6
+    assert table[1, -2] == pytest.approx(40 / 255) and table[2, -1] == 0
+
+
+@pytest.mark.parametrize("height, width", [(256, 256), (48, 90), (131, 97), (64, 64), (2000, 40)])
+def test_a_frame_is_prepared_as_pictures_are(height: int, width: int, monkeypatch: pytest.MonkeyPatch):
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    whole = square(torch.from_numpy(picture).permute(2, 0, 1)[None] / 255, 64)[0]
+    for band in (1, 1000, 10**9):
+        monkeypatch.setattr(clip_module, "BAND", band)
+        assert torch.allclose(shrunk(picture, 64), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: x")])
+def test_lack_of_memory_ends_in_one_line(
+    error: Exception, films: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(command, "shrunk", full)
+    assert main.run(["clip-score", str(films / "a_red_dog.mp4"), "--clip", "nano"]) == 4
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and "out of memory" in told[0] and told[1].startswith("hint:  a smaller one: ffmpeg -i file:")
+
+
+LONG = "a red dog and a blue cat " * 5
+
+
+def test_a_prompt_that_is_cut_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    film(tmp_path / "x" / "one.mp4")
+    (tmp_path / "x" / "prompts.tsv").write_text(f"one\t{LONG}\n")
+    assert main.run(["clip-score", "x", "--clip", "nano", "--json", "--out", "new/out"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (cut,) = lines[-1]["data"]["cut"]
+    assert (cut["prompt"], cut["tokens"], cut["read"]) == (LONG.strip(), 35, 22) and cut["left_out"].startswith("red dog and a blue cat")
+    assert any("35 tokens" in line.get("text", "") for line in lines)
+    clip = load_clip("nano")
+    front, back = clip.ids([f"{LONG}, front view", f"{LONG}, back view"])
+    assert not torch.equal(front, back)
+
+
+def test_prompts_that_clip_cannot_tell_apart_are_refused(tmp_path: Path):
+    for seed, name in enumerate(("one", "two", "three", "a_red_dog")):
+        film(tmp_path / "x" / f"{name}.mp4", seed=seed)
+    (tmp_path / "x" / "prompts.tsv").write_text(f"one\t{LONG} jumping\ntwo\t{LONG} walking\nthree\ta pink car\n")
+    found, problems = score([tmp_path / "x"], Choice("nano", out=tmp_path))
+    assert sorted(row["prompt"] for row in found["videos"]) == ["a pink car", "a red dog"]
+    (problem,) = problems
+    assert problem.code == 2 and "jumping" in problem.message and "walking" in problem.message and "22 tokens" in problem.message
+
+
+def test_what_is_left_out_is_told(films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    film(tmp_path / "x" / "a_red_dog.mp4")
+    for name in ("a.webp", "notes.md"):
+        (tmp_path / "x" / name).touch()
+    assert main.run(["clip-score", "x", "--clip", "nano"]) == 0
+    told = capsys.readouterr().err
+    assert "left out: x/a.webp" in told and "left out: x/notes.md" in told
+    assert main.run(["clip-score", "x", "--clip", "nano", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out.splitlines()[-1])["data"]
+    assert [one["file"] for one in data["left_out"]] == ["x/a.webp", "x/notes.md"]
+    assert json.loads((tmp_path / "x" / "clip.json").read_text())["left_out"] == data["left_out"]
+
+
+def test_an_orbit_out_of_its_folder_is_not_scored_against_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    film(tmp_path / "x" / "orbit.mp4")
+    assert main.run(["clip-score", "x", "--clip", "nano"]) == 2
+    assert "has no prompt" in capsys.readouterr().err
+    (tmp_path / "x" / "prompts.tsv").write_bytes("\ufefforbit.mp4\ta red dog\n".encode())
+    assert main.run(["clip-score", "x", "--clip", "nano", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["data"]["videos"][0]["prompt"] == "a red dog"
+
+
+def test_three_panels_are_judged_one_by_one(tmp_path: Path):
+    film(tmp_path / "p" / "a_red_dog.mp4", size=(32, 96))
+    found, (problem,) = score([tmp_path / "p"], Choice("nano", out=tmp_path))
+    assert found is None and "--crop 1/3" in problem.hint
+    values = [score([tmp_path / "p"], Choice("nano", f"{k}/3", out=tmp_path))[0]["videos"][0]["score"] for k in (1, 2, 3)]
+    clip, frames = load_clip("nano"), np.stack(list(videos.frames(tmp_path / "p" / "a_red_dog.mp4")))
+    for k, value in enumerate(values):
+        part = torch.tensor(frames[:, :, 32 * k : 32 * k + 32].copy()).permute(0, 3, 1, 2) / 255
+        assert value == pytest.approx(float(cosines(clip, "a red dog", part).mean()), abs=1e-3)

@@ -292,3 +292,18 @@ def test_built_guidances_run_the_nano_recipe(world: World) -> None:
     first = lora.lora_state(again.lora_unet)[key]
     assert torch.equal(first, lora.lora_state(made["image"].lora_unet)[key])
     assert not torch.equal(first, lora.lora_state(other.lora_unet)[key])
+
+
+def test_what_text_encoders_cannot_read_is_told_before_the_first_step(world: World):
+    recipe, branches = preset("paper"), ("multiview", "image", "video")
+    fitting = replace(recipe, **{f"stage{n}": plain_negatives(recipe.stage(n)) for n in (1, 2, 3)})
+    assert build.cut_texts(fitting, PROMPT, world.specs, branches) == []
+    lines = build.cut_texts(fitting, "a red dog jumping " * 10 + "slowly", world.specs, branches)
+    assert lines and all("46 tokens" in line and "left out" in line and line.endswith("slowly") for line in lines)
+    assert "for multiview" in lines[0] and "view words" in lines[0] and {line.count("prompt") for line in lines} == {1}
+    negative = build.cut_texts(recipe, PROMPT, world.specs, branches)
+    assert negative and all(line.startswith("the negative prompt has ") for line in negative)
+
+
+def plain_negatives(stage):
+    return replace(stage, **{name: replace(getattr(stage, name), negative="") for name in ("multiview", "image", "video")})

@@ -60,7 +60,7 @@ FRAME = {"azimuth": 0, "elevation": 0, "distance": 3, "fovy": 40, "time": 0}
 @pytest.mark.parametrize(
     "content, word",
     [
-        ("{", "line 1"), ("[]", "frames"), ("{}", "frames"), ('{"frames": []}', "frames"), ('{"frames": [1]}', "frames"),
+        ("{", "line 1"), ("[]", "object"), ("{}", "frames"), ('{"frames": []}', "frames"), ('{"frames": [1]}', "frames"),
         (json.dumps({"frames": [FRAME | {"time": 1.5}]}), "frame 0: time"),
         (json.dumps({"frames": [FRAME, FRAME | {"azimuth": "x"}]}), "frame 1: azimuth"),
         (json.dumps({"frames": [FRAME | {"distance": 0}]}), "distance"),

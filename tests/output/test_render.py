@@ -16,7 +16,7 @@ from samples import TINY, decode, save, scene
 
 from fourdfy_cli import config
 from fourdfy_cli.errors import DAMAGED, USAGE, FourdfyError
-from fourdfy_cli.output import render
+from fourdfy_cli.output import ffmpeg, render
 from fourdfy_cli.scene.scene import render as picture_of
 
 
@@ -91,7 +91,7 @@ def test_ffmpeg_that_fails_is_reported(tmp_path: Path, monkeypatch: pytest.Monke
     script = tmp_path / "ffmpeg"
     script.write_text("#!/bin/sh\necho it hurts >&2\nexit 3\n")
     script.chmod(0o755)
-    monkeypatch.setattr(render, "ffmpeg", lambda: str(script))
+    monkeypatch.setattr(ffmpeg, "ffmpeg", lambda: str(script))
     with pytest.raises(FourdfyError, match="it hurts"):
         render.write_video(tmp_path / "a.mp4", (np.zeros((64, 64, 3), np.uint8) for _ in range(50)))
     assert not (tmp_path / "a.mp4").exists()
@@ -139,5 +139,5 @@ def test_scene_that_does_not_fit_its_recipe(tmp_path: Path):
 
 def test_no_diffusion_model_is_loaded():
     names = ("diffusers", "transformers", "fourdfy_cli.diffusion")
-    code = f"import sys, fourdfy_cli.render; print([m for m in sys.modules if m.startswith({names})])"
+    code = f"import sys, fourdfy_cli.output.render; print([m for m in sys.modules if m.startswith({names})])"
     assert subprocess.run([os.sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -50,10 +50,10 @@ def test_votes_find_our_side_whatever_was_swapped(tmp_path: Path, values: dict[s
 
 @pytest.mark.parametrize("blank", [None, ""])
 def test_blanks_in_any_spelling_are_no_votes(tmp_path: Path, values: dict[str, Any], blank: object):
-    answers = sheet(values, "anna", lambda *_: "ours")
-    for trial in answers["trials"]:
+    given = sheet(values, "anna", lambda *_: "ours")
+    for trial in given["trials"]:
         trial["answers"]["mq"] = blank
-    rater = answers.read_rater(write(tmp_path / "a.json", answers), key_of(tmp_path))
+    rater = answers.read_rater(write(tmp_path / "a.json", given), key_of(tmp_path))
     assert "mq" not in {vote.question for vote in rater.votes(0, key_of(tmp_path))} and rater.answered == 8 * 4
 
 
@@ -119,9 +119,9 @@ def test_sheets_that_do_not_belong(tmp_path: Path, values: dict[str, Any], chang
     ],
 )
 def test_answers_that_cannot_be(tmp_path: Path, values: dict[str, Any], change: dict):
-    answers = sheet(values, "anna", lambda *_: "ours")
-    answers["trials"][3] |= change
-    assert "has answers that cannot be" in refused(answers.read_rater, write(tmp_path / "a.json", answers), key_of(tmp_path))
+    given = sheet(values, "anna", lambda *_: "ours")
+    given["trials"][3] |= change
+    assert "has answers that cannot be" in refused(answers.read_rater, write(tmp_path / "a.json", given), key_of(tmp_path))
 
 
 def test_a_tie_needs_a_study_that_offers_it(tmp_path: Path):
@@ -131,9 +131,9 @@ def test_a_tie_needs_a_study_that_offers_it(tmp_path: Path):
 
 
 def test_a_swapped_side_is_noticed(tmp_path: Path, values: dict[str, Any]):
-    answers = sheet(values, "anna", lambda *_: "ours")
-    answers["trials"][0]["swapped"] ^= True
-    assert "was changed" in refused(answers.read_rater, write(tmp_path / "a.json", answers), key_of(tmp_path))
+    given = sheet(values, "anna", lambda *_: "ours")
+    given["trials"][0]["swapped"] ^= True
+    assert "was changed" in refused(answers.read_rater, write(tmp_path / "a.json", given), key_of(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -148,3 +148,16 @@ def test_missing_files(tmp_path: Path, values: dict[str, Any]):
     assert "no answers in" in refused(answers.read_raters, [tmp_path / "empty"], key_of(tmp_path))
     assert "there is no file" in refused(answers.read_key, tmp_path / "none.json")
     assert json.loads((tmp_path / "key.json").read_text()) == values
+
+
+def test_sheets_that_went_through_windows(tmp_path: Path, values: dict[str, Any]):
+    given = json.dumps(sheet(values, "änne", lambda *_: "ours"), ensure_ascii=False)
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "answers" / "A (1).JSON").write_bytes(given.encode("utf-8-sig"))
+    raters, _ = answers.read_raters([tmp_path / "answers"], key_of(tmp_path))
+    assert [rater.name for rater in raters] == ["änne"]
+    (tmp_path / "wide.json").write_bytes(given.encode("utf-16"))
+    assert "UTF-16" in refused(answers.read_rater, tmp_path / "wide.json", key_of(tmp_path))
+    with (tmp_path / "hole.json").open("wb") as file:
+        file.truncate(2**40)
+    assert "larger" in refused(answers.read_rater, tmp_path / "hole.json", key_of(tmp_path))

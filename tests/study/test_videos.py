@@ -11,6 +11,7 @@ import pytest
 from reference_study import film
 
 from fourdfy_cli.errors import FourdfyError
+from fourdfy_cli.output import ffmpeg
 from fourdfy_cli.study import videos
 
 
@@ -101,5 +102,34 @@ def test_without_ffmpeg_it_is_the_environment(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", none)
     with pytest.raises(FourdfyError) as caught:
-        videos.ffmpeg()
+        ffmpeg.ffmpeg()
     assert caught.value.code == 3
+
+
+def test_other_kinds_tables_and_names_that_say_nothing(tmp_path: Path):
+    for name in ("A_red-dog.MOV", "x1.webm", "orbit.mp4"):
+        (tmp_path / name).touch()
+    assert "has no prompt" in refused(videos.find, tmp_path)
+    (tmp_path / "prompts.tsv").write_bytes("\ufefforbit\ta cat\nx1\tAn owl\n".encode())
+    assert {words: path.name for words, (_, path) in videos.find(tmp_path).items()} == {
+        "a red dog": "A_red-dog.MOV", "an owl": "x1.webm", "a cat": "orbit.mp4"
+    }  # fmt: skip
+
+
+def test_a_film_too_large_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = film(tmp_path / "a.mp4")
+    monkeypatch.setattr(videos, "describe", lambda path: ffmpeg.describe(path)._replace(frames=10**6))
+    assert "1000000 frames" in refused(videos.probe, path)
+    monkeypatch.setattr(videos, "describe", lambda path: ffmpeg.describe(path)._replace(frames=0))
+    monkeypatch.setattr(videos.limits, "FRAMES", 5)
+    assert "6 frames are more than 5" in refused(videos.probe, path)
+
+
+def test_copies_are_turned_as_their_source(tmp_path: Path):
+    film(tmp_path / "a.mp4", "testsrc2", 4, 64, 15, "-vf", "crop=64:32")
+    turned = tmp_path / "turned.mp4"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-display_rotation", "90", "-i", str(tmp_path / "a.mp4"), "-c", "copy"]
+    subprocess.run([*command, str(turned)], check=True)
+    assert str(videos.probe(turned)) == "32x64, 15 fps, 4 frames"
+    videos.copy_plain(turned, tmp_path / "b.mp4", "h264")
+    assert videos.probe(tmp_path / "b.mp4") == videos.probe(turned)
