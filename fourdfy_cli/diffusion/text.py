@@ -2,12 +2,15 @@
 
 Embeddings are the text encoder's last hidden state [L C], L tokens, padded to the tokenizer's length. View-dependent prompts as in the
 released code of 4D-fy: "<prompt>, front view" if |azimuth| < F, "back view" if |azimuth| > 180 - B, else "side view"; degrees, strictly.
+Or the name of one of eight sectors, 45 degrees wide around multiples of 45: left and right are those of a thing that looks along +x (z up),
+so a camera at azimuth 90, on +y, sees its left.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from fourdfy_cli.diffusion import network
 from fourdfy_cli.diffusion.models import ModelSpec
 
 VIEW_WORDS = ("front view", "side view", "back view")
+SECTORS = tuple(f"{side} view" for side in ("front", "front left", "left", "back left", "back", "back right", "right", "front right"))
 PREFIX = "text_model."  # of all keys in files of transformers before 5.x
 BUFFER = "embeddings.position_ids"  # 0, 1, 2, ...: a weight in files of transformers before 4.31
 
@@ -39,11 +43,12 @@ class Texts:
         """The prompt as it is, for each view."""
         return self[self.prompt].expand(views, -1, -1)
 
-    def facing(self, azimuth: Float[Tensor, " V"], thresholds: tuple[float, float] | None) -> Float[Tensor, "V L C"]:
-        """The prompt with the view words of each azimuth (radians); thresholds (front, back) in degrees, None for no words."""
-        if thresholds is None:
+    def facing(self, azimuth: Float[Tensor, " V"], rule: tuple[float, float] | str | None) -> Float[Tensor, "V L C"]:
+        """The prompt with the view words of each azimuth (radians): thresholds (front, back) in degrees, "sectors", None for no words."""
+        if rule is None:
             return self.plain(len(azimuth))
-        return torch.cat([self[worded(self.prompt, view_word(math.degrees(a), *thresholds))] for a in azimuth.tolist()])
+        name = sector if isinstance(rule, str) else partial(view_word, front=rule[0], back=rule[1])
+        return torch.cat([self[worded(self.prompt, name(math.degrees(a)))] for a in azimuth.tolist()])
 
 
 def worded(prompt: str, words: str) -> str:
@@ -54,6 +59,16 @@ def view_word(azimuth: float, front: float, back: float) -> str:
     """The view words of an azimuth; all in degrees."""
     wrapped = abs((azimuth + 180) % 360 - 180)
     return VIEW_WORDS[0] if wrapped < front else VIEW_WORDS[2] if wrapped > 180 - back else VIEW_WORDS[1]
+
+
+def sector(azimuth: float) -> str:
+    """The sector that a camera at an azimuth in degrees looks from."""
+    return SECTORS[round(azimuth / 45) % 8]
+
+
+def sayings(rule: tuple[float, float] | str | None) -> tuple[str, ...]:
+    """All view words that a rule of `Texts.facing` can give."""
+    return () if rule is None else SECTORS if isinstance(rule, str) else VIEW_WORDS
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from fourdfy_cli.config import Branch, Recipe
 from fourdfy_cli.diffusion import lora, models, text, textcache
 from fourdfy_cli.diffusion.models import Diffusion, ModelSpec, Vae
-from fourdfy_cli.diffusion.text import VIEW_WORDS, Texts
+from fourdfy_cli.diffusion.text import Texts
 from fourdfy_cli.errors import USAGE, FourdfyError
 from fourdfy_cli.guidance.multiview import MultiviewGuidance
 from fourdfy_cli.guidance.pull import Guidance
@@ -51,7 +51,7 @@ def build(
 
 def wanted_texts(prompt: str, branch: Branch) -> list[str]:
     """Every text a branch may ask for: the prompt, with view words if any stage uses them, and the negative prompts."""
-    worded = [text.worded(prompt, words) for words in VIEW_WORDS] if any(score.view_words for score in branch.scores) else []
+    worded = [text.worded(prompt, words) for score in branch.scores for words in text.sayings(score.view_words)]
     return list(dict.fromkeys([prompt, *worded, *(score.negative for score in branch.scores)]))
 
 

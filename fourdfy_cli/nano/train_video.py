@@ -88,9 +88,9 @@ def train_video(folder: Path, base: Path, vae_folder: Path, plan: Plan, seed: in
     encoder = attentive(base)
     vae = AutoencoderDC.from_pretrained(vae_folder).eval().requires_grad_(False)
     pools = {
-        "clips": cache(folder / "clips.safetensors", seed, plan.pool, "clips", vae, report),
+        "clips": cache(folder / "clips.safetensors", seed, plan.pool, "clip", vae, report),
         "frozen": cache(folder / "frozen.safetensors", seed, plan.pool, "frozen", vae, report),
-        "views": cache(base / "views.safetensors", seed, 2 * plan.pool, "views", vae, report),
+        "views": cache(base / "views.safetensors", seed, 2 * plan.pool, "still", vae, report),
     }
     unet = inflate(UNet2DConditionModel.from_pretrained(base / "image_unet")).eval()
     flatten_convolutions(unet)
