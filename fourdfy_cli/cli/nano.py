@@ -1,8 +1,8 @@
-"""`fourdfy nano world|train|sample|score`: the toy world and the small models that ship with the package."""
+"""`fourdfy nano world|train|sample|score|limits|probe`: the toy world and the small models that ship with the package."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -84,11 +84,76 @@ def sample(prompt: options.Prompt, draw: Draw) -> None:
 @options.grouped
 def score(run: Run, common: options.Common) -> None:
     """Compare a run with the toy world's ground truth, at views and times it never saw."""
-    if not run.exists():
-        raise FourdfyError(f"{run} does not exist", 'fourdfy generate "a red dog jumping"', USAGE)
+    _check_run(run)
     from fourdfy_cli.nano.score import score as compare
 
     common.output.finish(compare(run))
+
+
+@dataclass(frozen=True)
+class Limits(options.Common):
+    """Options of `nano limits`."""
+
+    judges: Annotated[
+        str | None,
+        typer.Option(
+            "--judges",
+            help="Pairs with commas between: a multi-view judge (learned, exact), a slash, a video judge (learned, exact, posterior).",
+            show_default="all four of learned and exact",
+        ),
+    ] = None
+    settings: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of stage 3; may be repeated.", show_default=False)
+    ] = field(default_factory=list)
+    out: Annotated[Path, typer.Option("--out", help="Folder that gets limits.json and a sheet for each pair.")] = Path("limits")
+
+
+@app.command()
+@options.grouped
+def limits(run: Run, wanted: Limits) -> None:
+    """Repeat stage 3 of a run with judges that know the truth, to see what each learned one loses."""
+    _check_run(run)
+    options.check_writable(wanted.out)
+    from fourdfy_cli.nano import limits as library
+
+    pairs = wanted.judges.replace(",", " ").split() if wanted.judges else list(library.PAIRS)
+    wanted.output.finish(library.limits(run, wanted.out, pairs, wanted.settings, wanted.output.note))
+
+
+@dataclass(frozen=True)
+class Probe(options.Common):
+    """Options of `nano probe`."""
+
+    video: Annotated[Path | None, typer.Option("--video", help="Folder of another video model.", show_default="the one that ships")] = None
+    clips: Annotated[int, typer.Option("--clips", min=1, help="Clips for each motion.")] = 12
+    scale: Annotated[float, typer.Option("--scale", help="Classifier-free guidance scale.")] = 1.0
+    posterior: Annotated[bool, typer.Option("--posterior", help="Also the mean over all clips that fit the caption (minutes).")] = False
+    seed: options.Seed = 0
+
+
+@app.command()
+@options.grouped
+def probe(wanted: Probe) -> None:
+    """Measure how much of the right motion the video model sees in clips that stand still or move half as far."""
+    from dataclasses import replace
+
+    import torch
+
+    from fourdfy_cli import presets
+    from fourdfy_cli.diffusion import models, sets
+    from fourdfy_cli.nano.probe import probe as measure
+
+    recipe = presets.preset("nano")
+    named = replace(recipe.models, video=str(wanted.video or ""))
+    model = models.load(sets.specs(named, ("video",))["video"], "cpu", torch.float32)
+    rule = recipe.video.scores[2].view_words
+    rows = measure(model, rule, wanted.clips, wanted.scale, wanted.seed, wanted.posterior, wanted.output.note)
+    wanted.output.finish({"clips": wanted.clips, "scale": wanted.scale, "table": rows})
+
+
+def _check_run(run: Path) -> None:
+    if not run.exists():
+        raise FourdfyError(f"{run} does not exist", 'fourdfy generate "a red dog jumping"', USAGE)
 
 
 def _check_file(path: Path, suffix: str) -> None:
