@@ -95,6 +95,10 @@ def test_the_posterior_mean_is_one_clip_in_sight_and_many_in_noise(model: Diffus
         error[t] = (known.mean(model, z_t, t) - clip).square().mean()
     best = (known.clips - clip).square().flatten(1).mean(1).min()
     assert error[100] < 1.5 * best and error[999] > 2 * error[100]
+    frozen = exact.latents(model.vae, DOG, dataclasses.replace(shot, time=0 * shot.time), 0.6).transpose(0, 1)[None]
+    z_t = model.schedule.add(frozen, torch.randn(clip.shape, generator=torch.Generator().manual_seed(1)), 300)
+    plain, damped = (known.mean(model, z_t, 300, moved) for moved in ((1.0,), exact.MOVED))
+    assert (damped - clip).square().mean() < 0.7 * (plain - clip).square().mean()  # stillness is no evidence about the camera
 
 
 def test_same_words():
@@ -112,12 +116,12 @@ def test_learned_judges_repeat_the_run(run: Path, tmp_path: Path):
 def test_a_table_of_judges(run: Path, tmp_path: Path, capfd):
     """A finer dynamic grid, three steps: each judge pulls somewhere else, and the JSON says what was done."""
     settings = ["field.dynamic.base=5", "stage3.steps=3", "stage3.p_3d=0", "stage3.p_image=0"]
-    line = [str(run), "--judges", "learned/learned,learned/exact,learned/posterior", "--out", str(tmp_path / "l"), "--json"]
+    line = [str(run), "--judges", "learned/learned,learned/exact,learned/damped", "--out", str(tmp_path / "l"), "--json"]
     assert main.run(["nano", "limits", *line, *(x for s in settings for x in ("--set", s))]) == 0
     said = json.loads(capfd.readouterr().out.splitlines()[-1])["data"]
     assert said == json.loads((tmp_path / "l" / "limits.json").read_text()) and said["settings"] == settings
     table = said["table"]
-    assert [row["video"] for row in table] == ["learned", "exact", "posterior"]
+    assert [row["video"] for row in table] == ["learned", "exact", "damped"]
     assert len({row["psnr"] for row in table}) == 3 and all(0 <= row["iou"] <= 1 and row["motion"] > 0 for row in table)
     assert (tmp_path / "l" / "learned-exact.png").is_file()
 

@@ -62,7 +62,7 @@ def test_sectors_in_the_captions(model: Diffusion):
 
 
 def test_the_posterior_mean_sees_through_little_noise(model: Diffusion, among: list[probe.Case]):
-    estimate = probe.posterior(model, among[:1], (45.0, 45.0), 0)
+    estimate = probe.posteriors(model, among[:1], (45.0, 45.0), 0)["posterior"]
     clip = among[0].clip
     z_t = model.schedule.add(clip, torch.randn(clip.shape, generator=torch.Generator().manual_seed(0)), 200)
     assert probe.alike(estimate(z_t, 200), clip)[0] > 0.9

@@ -98,7 +98,7 @@ class Limits(options.Common):
         str | None,
         typer.Option(
             "--judges",
-            help="Pairs with commas between: a multi-view judge (learned, exact), a slash, a video judge (learned, exact, posterior).",
+            help="Pairs with commas between: a multi-view judge (learned, exact), a slash, a video judge (those, posterior, damped).",
             show_default="all four of learned and exact",
         ),
     ] = None

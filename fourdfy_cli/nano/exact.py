@@ -1,9 +1,10 @@
 """Judges that know the toy world, to measure what the learned ones lose.
 
-"exact": the clean estimate is the world's own picture at that camera and moment, whatever the noise. "posterior": of a clip, the mean over
-all clips that fit the caption, weighted by how well each explains the noised one, E[z | z_t, caption]: what a perfectly trained model would
-say. Colour and plain background count as known there: any noise leaves them in sight. Everything else (noise levels, guidance form, pull
-through the autoencoder, random draws) is the learned guidance's own.
+"exact": the clean estimate is the world's own picture at that camera and moment, whatever the noise. Of a clip also "posterior": the mean
+over all clips that fit the caption, weighted by how well each explains the noised one, E[z | z_t, caption]: what a model trained perfectly
+on clips would say. And "damped": the same for a model that was shown clips as far along as MOVED, with the clip that moves as its target:
+each explains what lies between it and the thing before it moves. Colour and plain background count as known there: any noise leaves them
+in sight. Everything else (noise levels, form, pull through the autoencoder, random draws) is the learned guidance's own.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from fourdfy_cli.scene.cameras import Shot, orbit_camera
 
 Rule = tuple[float, float] | str | None  # of view words, as in diffusion/text.py
 Estimate = Callable[[Tensor, int], Tensor]  # z_t [B ...] and its noise level to clean latents
+MOVED = (0.0, 0.25, 0.5, 0.75, 1.0)
 CANDIDATES = 64  # clips that the posterior mean is taken over; half of them near the camera that is asked about
 NEAR = (3.0, 3.0, 0.05, 0.02)  # how near, standard deviations: azimuth, elevation (degrees), distance, time of the first frame
 
@@ -72,17 +74,18 @@ class ExactGuidance:
 
 @dataclass(frozen=True)
 class PosteriorGuidance:
-    """A video guidance that is told the posterior mean."""
+    """A video guidance that is told the posterior mean, over clips as far along as `moved`."""
 
     guidance: VideoGuidance
     subject: Subject
+    moved: tuple[float, ...] = (1.0,)
 
     def __call__(
         self, rgb: Tensor, shot: Shot, score: Score, progress: float, generator: torch.Generator, chunk: int | None = None
     ) -> Pull:
         diffusion, rng = self.guidance.diffusion, np.random.default_rng(int(1e6 * progress))
         clips = candidates(diffusion, self.subject, replace(shot, size=score.size), score.view_words, rng, backdrop(rgb))
-        mean = told(diffusion, lambda z_t, t: clips.mean(diffusion, z_t, t))
+        mean = told(diffusion, lambda z_t, t: clips.mean(diffusion, z_t, t, self.moved))
         return replace(self.guidance, diffusion=mean)(rgb, shot, score, progress, generator, chunk)
 
     def to(self, device: torch.device | str) -> None:
@@ -104,16 +107,19 @@ def latents(vae: Vae, subject: Subject, shot: Shot, ground: np.ndarray | float) 
 
 @dataclass(frozen=True)
 class Candidates:
-    """N clips [N C F h w] and the logarithms [N] of how much likelier each is in the world than it was to be drawn."""
+    """N clips [N C F h w], what each shows before it moves [N C 1 h w], and the logarithms [N] of how much likelier each is in the world
+    than it was to be drawn."""
 
     clips: Tensor
+    frozen: Tensor
     weight: Tensor
 
-    def mean(self, diffusion: Diffusion, z_t: Tensor, t: int) -> Tensor:
-        """The posterior mean [1 C F h w] for a noised clip of that shape."""
+    def mean(self, diffusion: Diffusion, z_t: Tensor, t: int, moved: tuple[float, ...] = (1.0,)) -> Tensor:
+        """The posterior mean [1 C F h w] for a noised clip of that shape, if clips are shown as far along as `moved`, equally often."""
         signal, noise = diffusion.schedule.scales(t, z_t)
-        misfit = (z_t - signal * self.clips).square().flatten(1).sum(1)
-        share = (self.weight - misfit / (2 * noise.square())).softmax(0)
+        shown = [self.frozen + share * (self.clips - self.frozen) for share in moved]
+        fit = torch.stack([-(z_t - signal * z).square().flatten(1).sum(1) / (2 * noise.square()).item() for z in shown]).logsumexp(0)
+        share = (self.weight + fit).softmax(0)
         return torch.tensordot(share, self.clips, 1)[None]
 
 
@@ -135,8 +141,10 @@ def candidates(
     camera = torch.from_numpy(drawn).float().repeat_interleave(frames, 0)
     c2w = orbit_camera(torch.deg2rad(camera[:, 0]), torch.deg2rad(camera[:, 1]), camera[:, 2])
     time = camera[:, 3] + (torch.arange(frames) / frames).repeat(len(drawn))
-    z = latents(diffusion.vae, subject, Shot(c2w, shot.fovy[:1].expand(len(time)), time, shot.size), ground)
-    return Candidates(z.unflatten(0, (-1, frames)).transpose(1, 2), torch.from_numpy(weight).float())
+    every = Shot(c2w, shot.fovy[:1].expand(len(time)), time, shot.size)
+    rest = Shot(c2w[::frames], every.fovy[::frames], 0 * time[::frames], shot.size)
+    clips, frozen = (latents(diffusion.vae, subject, s, ground).unflatten(0, (len(drawn), -1)).transpose(1, 2) for s in (every, rest))
+    return Candidates(clips, frozen, torch.from_numpy(weight).float())
 
 
 def same_words(a: float, b: float, rule: Rule) -> bool:

@@ -1,4 +1,4 @@
-"""How far better judges would get: stage 3 of a run repeated from its stage2.pt with learned, exact or posterior judges (exact.py)."""
+"""How far better judges would get: stage 3 of a run repeated from its stage2.pt with judges that know the truth (exact.py)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fourdfy_cli.diffusion.lora import load_lora_state
 from fourdfy_cli.errors import DIVERGED, USAGE, FourdfyError
 from fourdfy_cli.guidance.pull import Guidance
 from fourdfy_cli.memory import Machine
-from fourdfy_cli.nano.exact import ExactGuidance, PosteriorGuidance
+from fourdfy_cli.nano.exact import MOVED, ExactGuidance, PosteriorGuidance
 from fourdfy_cli.nano.prompts import Subject, parse
 from fourdfy_cli.nano.score import TIMES, compare, look, motion_ratio, views
 from fourdfy_cli.runfolder import write_json
@@ -25,7 +25,7 @@ from fourdfy_cli.runstate import Run, new_scene
 from fourdfy_cli.scene.scene import Scene
 
 PAIRS = ("learned/learned", "exact/learned", "learned/exact", "exact/exact")  # multi-view judge / video judge
-KINDS = {"multiview": ("learned", "exact"), "video": ("learned", "exact", "posterior")}
+KINDS = {"multiview": ("learned", "exact"), "video": ("learned", "exact", "posterior", "damped")}
 STAGE_3 = ("stage3.", "field.dynamic.", "field.kind", "field.deformation.", "multiview.", "image.", "video.", "models.")
 
 
@@ -113,7 +113,11 @@ def stage3(begin: Start, multiview: str, video: str, report: Callable[[str], Non
 
 def instead(guidance: Any, kind: str, subject: Subject) -> Guidance:
     """A learned guidance, or one that knows the world in its place."""
-    return guidance if kind == "learned" else (ExactGuidance if kind == "exact" else PosteriorGuidance)(guidance, subject)
+    if kind == "learned":
+        return guidance
+    return (
+        ExactGuidance(guidance, subject) if kind == "exact" else PosteriorGuidance(guidance, subject, MOVED if kind == "damped" else (1.0,))
+    )
 
 
 def scene_of(begin: Start, machine: Machine) -> Scene:

@@ -84,11 +84,15 @@ def learned(model: Diffusion, among: list[Case], states: dict[str, Tensor], scal
     return estimate
 
 
-def posterior(model: Diffusion, among: list[Case], rule: exact.Rule, seed: int) -> exact.Estimate:
-    """The posterior mean of each case over what fits its caption (exact.py)."""
+def posteriors(model: Diffusion, among: list[Case], rule: exact.Rule, seed: int) -> dict[str, exact.Estimate]:
+    """The posterior means of each case over what fits its caption (exact.py)."""
     rng = np.random.default_rng(seed)
     known = [exact.candidates(model, c.subject, c.shot, rule, rng, c.grey) for c in among]
-    return lambda z_t, t: torch.cat([k.mean(model, z_t[i : i + 1], t) for i, k in enumerate(known)])
+
+    def over(moved: tuple[float, ...]) -> exact.Estimate:
+        return lambda z_t, t: torch.cat([k.mean(model, z_t[i : i + 1], t, moved) for i, k in enumerate(known)])
+
+    return {"posterior": over((1.0,)), "damped": over(exact.MOVED)}
 
 
 @torch.no_grad()
@@ -102,7 +106,7 @@ def rows(model: Diffusion, among: list[Case], estimate: exact.Estimate, seed: in
             t = int(level * len(model.schedule))
             eps = torch.randn(clip.shape, generator=torch.Generator().manual_seed(seed))
             cosine, length = alike(estimate(model.schedule.add(frozen + share * (clip - frozen), eps, t), t), clip)
-            row |= {f"t {level:g}": f"{cosine:.2f} {length:.2f}"}
+            row[f"t {level:g}"] = f"{cosine:.2f} {length:.2f}".replace("0.", ".")
             row["levels"].append({"level": level, "cosine": cosine, "length": length})
         made.append(row)
     return made
@@ -111,7 +115,7 @@ def rows(model: Diffusion, among: list[Case], estimate: exact.Estimate, seed: in
 def probe(
     model: Diffusion, rule: exact.Rule, count: int = 12, scale: float = 1.0, seed: int = 0, ceiling: bool = False, report: Callable = print
 ) -> list[dict[str, Any]]:
-    """Rows of cosines and lengths per motion and input, of the model and, with `ceiling`, of the posterior mean in its place."""
+    """Rows of cosines and lengths per motion and input, of the model and, with `ceiling`, of the posterior means in its place."""
     table = []
     for motion in MOTIONS:
         among = cases(model, motion, count, rule, seed)
@@ -119,7 +123,7 @@ def probe(
         states = dict(zip(captions, text.encode(model.spec, captions, "cpu"), strict=True))
         judges = {"learned": learned(model, among, states, scale)}
         if ceiling:
-            judges["posterior"] = posterior(model, among, rule, seed)
+            judges |= posteriors(model, among, rule, seed)
         for judge, estimate in judges.items():
             table += [{"judge": judge, "motion": motion} | row for row in rows(model, among, estimate, seed)]
         report(f"probed {motion}")
