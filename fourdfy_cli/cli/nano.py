@@ -1,4 +1,4 @@
-"""`fourdfy nano world|train|sample|score|limits|probe`: the toy world and the small models that ship with the package."""
+"""`fourdfy nano world|train|sample|score|limits|probe|renders|bench`: the toy world and the small models that ship with the package."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ app = typer.Typer(help="The toy world, and the small models that ship with this 
 KINDS = ("multiview", "image", "video")
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a checkpoint.", show_default=False)]
+Prompts = Annotated[Path, typer.Argument(metavar="PROMPTS.txt", help="One prompt a line; # starts a comment.", show_default=False)]
 Video = Annotated[Path | None, typer.Option("--out", help="Ground-truth video, .mp4.", show_default="gt.mp4")]
 Sheet = Annotated[Path | None, typer.Option("--sheet", help="Sheet of views and times, .png.", show_default=False)]
 Part = Annotated[str | None, typer.Option("--part", help="One model only.", show_default="all, in order")]
@@ -149,6 +150,64 @@ def probe(wanted: Probe) -> None:
     rule = recipe.video.scores[2].view_words
     rows = measure(model, rule, wanted.clips, wanted.scale, wanted.seed, wanted.posterior, wanted.output.note)
     wanted.output.finish({"clips": wanted.clips, "scale": wanted.scale, "table": rows})
+
+
+@app.command()
+@options.grouped
+def renders(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.", show_default=False)],
+    common: options.Common,
+    out: Annotated[Path, typer.Option("--out", help="The file; `nano train` looks for video/renders.safetensors in its folder.")] = Path(
+        "renders.safetensors"
+    ),
+    clips: Annotated[int, typer.Option("--clips", min=2, help="Clips of each run.")] = 16,
+    seed: options.Seed = 0,
+) -> None:
+    """Save clips of distilled scenes beside the truth, for the video model to learn what it is asked about."""
+    _check_file(out, ".safetensors")
+    for run in runs:
+        _check_run(run)
+    import torch
+
+    from fourdfy_cli.diffusion import models
+    from fourdfy_cli.nano.renders import collect
+
+    vae = models.load(models.NANO["image"], "cpu", torch.float32).vae
+    common.output.finish({"file": out} | collect(runs, out, vae, clips, seed, common.output.note))
+
+
+@dataclass(frozen=True)
+class Bench(options.Run):
+    """Options of `nano bench`."""
+
+    out: Annotated[Path, typer.Option("--out", help="Folder that gets the runs, bench.json and bench.png.")] = Path("nano-bench")
+
+
+@app.command()
+@options.grouped
+def bench(prompts: Prompts, wanted: Bench) -> None:
+    """Generate every prompt of a file on the nano models and compare it with the truth. The same command again goes on."""
+    from dataclasses import replace
+
+    recipe, seed = options.recipe(replace(wanted, models=wanted.models or "nano")), wanted.seed or 0
+    if recipe.models.set != "nano":
+        raise FourdfyError("only the nano models have a truth to compare with", "fourdfy nano bench PROMPTS.txt --models nano", USAGE)
+    from fourdfy_cli.evaluate.videos import read_prompts
+
+    texts = list(dict.fromkeys(read_prompts(prompts)))
+    for text in texts:
+        options.check_prompt(text, "nano")
+    if wanted.dry_run:
+        return wanted.output.finish({"runs": len(texts), "out": wanted.out, "seed": seed})
+    device = options.device(wanted, recipe)
+    options.check_writable(wanted.out)
+    from fourdfy_cli.memory import Machine
+    from fourdfy_cli.nano import bench as library
+
+    with wanted.output.events() as events:
+        data = library.run(library.Task(texts, recipe, wanted.out, seed), Machine(device, wanted.vram, wanted.backend), events)
+    files = {"files": [wanted.out / "bench.json", wanted.out / "bench.png"]}
+    wanted.output.finish((data if wanted.json else library.shown(data)) | files)
 
 
 def _check_run(run: Path) -> None:

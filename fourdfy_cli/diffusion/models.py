@@ -55,8 +55,15 @@ class ModelSpec:
 
 WEIGHTS = str(Path(__file__).parents[1] / "nano" / "weights")
 NANO = {
-    role: ModelSpec(role, WEIGHTS, unet=f"{role}_unet", text_encoder=encoder, licence="the licence of this package")
-    for role, encoder in (("multiview", "text_encoder"), ("image", "text_encoder"), ("video", "video_text_encoder"))
+    role: ModelSpec(
+        role,
+        WEIGHTS,
+        unet=f"{role}_unet",
+        text_encoder=f"{own}text_encoder",
+        scheduler=f"{own}scheduler",
+        licence="the licence of this package",
+    )
+    for role, own in (("multiview", ""), ("image", ""), ("video", "video_"))
 }
 
 

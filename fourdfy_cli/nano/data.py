@@ -21,7 +21,7 @@ from fourdfy_cli.nano.prompts import HELD_OUT, MOTIONS, Subject
 from fourdfy_cli.scene.cameras import orbit_camera
 
 FOVY, DISTANCE, ELEVATION, GREY = 40.0, (2.6, 2.8), (0.0, 30.0), (0.45, 0.75)
-Kind = Literal["still", "posed", "clip", "frozen"]
+Kind = Literal["still", "posed", "clip", "frozen", "other"]
 PAIRS = [(o, c) for o in OBJECTS for c in COLOURS if (o, c) not in HELD_OUT]
 
 
@@ -51,7 +51,7 @@ def draw(
 
     "still": cameras 360/views degrees apart at t = 0, no motion; "posed": the same at one random time of a random motion.
     "clip": one camera, consecutive times t0 + k/views with t0 in [0, 1/views), and a random motion; "frozen": the same
-    draw before it moves, at t = 0, one picture each.
+    draw before it moves, at t = 0, one picture each; "other": the same draw in another motion.
     """
     turning = kind in ("still", "posed")
     chosen = [pairs[i] for i in rng.integers(0, len(pairs), count)]
@@ -77,6 +77,9 @@ def draw(
     if kind == "frozen":
         time, motion, c2w, azimuth, views = 0 * time[:, :1], np.full(count, -1), c2w[::views], azimuth[:, :1], 1
         things = world.Things(things.object[:: len(things.object) // count], motion, things.colour[:: len(things.colour) // count])
+    if kind == "other":  # which other one is decided by the azimuth, so that all kinds draw the same
+        motion = (motion + 1 + start[:, 0].astype(int) % (len(MOTIONS) - 1)) % len(MOTIONS)
+        things = world.Things(things.object, np.repeat(motion, views), things.colour)
     picture = world.render(things, c2w.numpy(), np.full(count * views, math.radians(FOVY)), time.flatten(), size)
     grey = np.repeat(uniform(*GREY, rng, count), views)[:, None, None, None]
     rgb = torch.from_numpy(picture.over(grey)).permute(0, 3, 1, 2) * 2 - 1

@@ -74,9 +74,11 @@ def unet3d() -> UNet3DConditionModel:
     )
 
 
-def scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule, v-prediction."""
+def scheduler(to_noise: bool = False) -> DDIMScheduler:
+    """Stable Diffusion's noise schedule, v-prediction; `to_noise`: stretched so that nothing is left of a clip at its end (the video
+    model's)."""
     return DDIMScheduler(
+        rescale_betas_zero_snr=to_noise,
         num_train_timesteps=1000,
         beta_start=0.00085,
         beta_end=0.012,

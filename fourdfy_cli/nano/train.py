@@ -28,7 +28,7 @@ PLANS = {
     "vae": Plan(steps=2400, batch=16, rate=2e-3, pool=16000, decay_from=0.4),
     "decoder": Plan(steps=4000, batch=16, rate=1.2e-3, pool=16000, decay_from=0.3),
     "multiview": Plan(steps=16000, batch=32, rate=1e-3, pool=12288),
-    "video": Plan(steps=2800, batch=8, rate=1.5e-3, pool=6144, decay_from=0.5),
+    "video": Plan(steps=24000, batch=8, rate=1.5e-3, pool=24576, ema=0.999),
     "clip": Plan(steps=2800, batch=128, rate=1e-3, pool=6144),
 }
 POSED = 600  # noise level below which half of the things are caught in motion (multiview_loss)
@@ -181,7 +181,7 @@ def assemble(sources: list[Path], weights: Path) -> None:
             if kind is not CLIPTextModel:
                 model.register_to_config(_name_or_path=name)  # not the folder it was trained in
             model.save_pretrained(weights / name)
-    for name in ("tokenizer", "scheduler", "clip"):
+    for name in ("tokenizer", "scheduler", "video_scheduler", "clip"):
         found = next((s / name for s in sources if (s / name).is_dir()), None)
         if found is not None:
             shutil.copytree(found, weights / name, dirs_exist_ok=True)
@@ -234,7 +234,7 @@ SAMPLES = ("a red dog jumping", "a green cat walking", "a blue bird spinning", "
 
 def sample_sheet(folder: Path, role: str, seed: int) -> Path:
     """What a trained model makes of five prompts, the last one held out, as a PNG beside its log."""
-    text = "video/video_text_encoder" if role == "video" else "multiview/text_encoder"
-    spec = ModelSpec(role, str(folder), f"{role}/{role}_unet", "vae/vae", text, "multiview/tokenizer", "multiview/scheduler")
+    own = "video/video_" if role == "video" else "multiview/"
+    spec = ModelSpec(role, str(folder), f"{role}/{role}_unet", "vae/vae", f"{own}text_encoder", "multiview/tokenizer", f"{own}scheduler")
     pictures = draw(models.load(spec, "cpu", torch.float32), list(SAMPLES), role, seed, 20, 3.0)
     return write_png(folder / role / "samples.png", tile(pictures.flatten(0, 1), pictures.shape[1]))
