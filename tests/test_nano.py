@@ -7,7 +7,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from fourdfy_cli.diffusion import models, network, text
+from fourdfy_cli.config import Models
+from fourdfy_cli.diffusion import models, network, sets, text
 from fourdfy_cli.diffusion.convolutions import PointwiseConvolution, TemporalConvolution, flatten_convolutions
 from fourdfy_cli.diffusion.models import NANO, WEIGHTS
 from fourdfy_cli.errors import FourdfyError
@@ -19,6 +20,7 @@ from fourdfy_cli.nano.prompts import MOTIONS, Subject
 from fourdfy_cli.nano.sample import draw, load, sample
 from fourdfy_cli.nano.score import camera_shot, change, compare, views
 from fourdfy_cli.nano.show import sheet, truth, video
+from fourdfy_cli.nano.snapshot import snapshot
 from fourdfy_cli.nano.train_video import BLIND, attentive, draw_clip, draw_levels, inflate
 
 
@@ -254,9 +256,22 @@ def test_every_part_is_trained_and_the_loaders_take_them(tmp_path, monkeypatch):
     for role, spec in NANO.items():
         models.load(dataclasses.replace(spec, source=str(weights)), "cpu", torch.float32)
         assert text.encode(dataclasses.replace(spec, source=str(weights)), ["a red dog"], "cpu").isfinite().all(), role
+    for part in ("multiview", "video"):
+        assert snapshot(tmp_path, part, tmp_path / "shot" / part) == 2
+        theirs, ours = models.load(dataclasses.replace(NANO[part], source=str(weights)), "cpu", torch.float32), located(part, tmp_path)
+        assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(theirs.unet.parameters(), ours.unet.parameters(), strict=True))
+        assert (ours.schedule.alphas_cumprod[-1] == 0) == (part == "video")
+    with pytest.raises(FourdfyError, match="no snapshot of 'clip'"):
+        snapshot(tmp_path, "clip", tmp_path / "shot")
     before = {p: p.read_bytes() for p in weights.rglob("*.safetensors")}
     train.train(None, tmp_path, True, 3, said.append)
     assert all(p.read_bytes() == content for p, content in before.items())
+
+
+def located(part: str, folder: Path) -> models.Diffusion:
+    """The model that a snapshot wrote, found as --set models.<part>=FOLDER finds it."""
+    spec = sets.specs(Models("nano", **{part: str(folder / "shot" / part)}), (part,))[part]
+    return models.load(spec, "cpu", torch.float32)
 
 
 def test_the_decoder_learns_alone(tmp_path, monkeypatch):

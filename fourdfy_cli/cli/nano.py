@@ -1,4 +1,4 @@
-"""`fourdfy nano world|train|sample|score|limits|probe|renders|bench`: the toy world and the small models that ship with the package."""
+"""`fourdfy nano`: the toy world, the small models that ship with the package, their training, and what measures them."""
 
 from __future__ import annotations
 
@@ -150,6 +150,21 @@ def probe(wanted: Probe) -> None:
     rule = recipe.video.scores[2].view_words
     rows = measure(model, rule, wanted.clips, wanted.scale, wanted.seed, wanted.posterior, wanted.output.note)
     wanted.output.finish({"clips": wanted.clips, "scale": wanted.scale, "table": rows})
+
+
+@app.command()
+@options.grouped
+def snapshot(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `nano train` got as --out.", show_default=False)],
+    common: options.Common,
+    part: Annotated[str, typer.Option("--part", help="multiview or video.")] = "video",
+    out: Annotated[Path, typer.Option("--out", help="Folder that gets the model.")] = Path("snapshot"),
+) -> None:
+    """Write the averaged weights of a training that still runs, to probe them or to generate with them."""
+    options.check_writable(out)
+    from fourdfy_cli.nano.snapshot import snapshot as write
+
+    common.output.finish({"step": write(folder, part, out), "folder": out})
 
 
 @app.command()
