@@ -194,7 +194,7 @@ def test_keys_a_class_does_not_know_are_left_out(copied: ModelSpec) -> None:
 
 
 def test_model_for_another_role(specs: dict[str, ModelSpec]) -> None:
-    rejects(replace(specs["video"], unet="image_unet"), "must be a UNet3DConditionModel")
+    rejects(replace(specs["video"], unet="image_unet"), "must be a UNet3DConditionModel or UNetMotionModel")
     rejects(replace(specs["image"], unet="video_unet"), "must be a UNet2DConditionModel")
     rejects(replace(specs["multiview"], unet="image_unet"), "projection class embedding")
 

@@ -27,7 +27,7 @@ def snapshot(folder: Path, part: str, out: Path) -> int:
     average, step = averaged(folder / part)
     shutil.copytree(folder / "multiview" / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
     shutil.copytree(folder / "vae" / "vae", out / "vae", dirs_exist_ok=True)
-    unet = networks.unet3d() if part == "video" else networks.unet2d(camera=True)
+    unet = networks.video_unet() if part == "video" else networks.unet2d(camera=True)
     encoder = networks.text_encoder(text._tokenizer(out / "tokenizer"))
     for module, name in ((unet, "unet"), (encoder, "text_encoder")):
         module.load_state_dict(average[name])

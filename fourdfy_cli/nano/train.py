@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderDC, UNet2DConditionModel, UNet3DConditionModel
+from diffusers import AutoencoderDC, UNet2DConditionModel, UNetMotionModel
 from torch import Tensor
 from transformers import CLIPTextModel
 
@@ -172,7 +172,7 @@ FOLDERS = ("multiview_unet", "image_unet", "video_unet", "vae", "text_encoder", 
 
 def assemble(sources: list[Path], weights: Path) -> None:
     """Collect the trained parts into one diffusers-style folder, networks in half precision."""
-    classes = (UNet2DConditionModel, UNet2DConditionModel, UNet3DConditionModel, AutoencoderDC, CLIPTextModel, CLIPTextModel)
+    classes = (UNet2DConditionModel, UNet2DConditionModel, UNetMotionModel, AutoencoderDC, CLIPTextModel, CLIPTextModel)
     for name, kind in zip(FOLDERS, classes, strict=True):
         found = next((s / name for s in sources if (s / name).is_dir()), None)
         if found is not None:

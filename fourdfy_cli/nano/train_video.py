@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderDC, UNet2DConditionModel, UNet3DConditionModel
-from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
+from diffusers import AutoencoderDC, UNet2DConditionModel, UNetMotionModel
+from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -23,16 +23,16 @@ from fourdfy_cli.nano.prompts import MOTIONS
 LOUD = 0.25  # standard deviation of a motion word's fresh embedding; other words' is 0.05
 STILL = 0.12  # of the captions name no motion, and their clips stand still
 LATE = 350  # noise level from which on the input may be wrong: below it, the clip shows where everything is
-BLIND = 930  # and from here on a still clip can hardly be told from a moving one: sqrt(abar) times their distance is below 1
-LEVELS = ((0.15, 0, LATE), (0.45, LATE, BLIND), (0.4, BLIND, 1000))  # share of the draws, from level, to level
+BLIND = 950  # from here on a still clip can hardly be told from a moving one: sqrt(abar) times their distance (50 to 100) is below 2
+LEVELS = ((0.15, 0, LATE), (0.55, LATE, BLIND), (0.3, BLIND, 1000))  # share of the draws, from level, to level
 WRONG = {"right": 0.2, "still": 0.3, "damped": 0.15, "other": 0.1, "shifted": 0.08, "mixed": 0.07, "faded": 0.1}  # shares of inputs
 RENDERED = 0.25  # of the inputs are pictures of scenes, where there is a file of them (renders.py)
 
 
-def inflate(image: UNet2DConditionModel) -> UNet3DConditionModel:
+def inflate(image: UNet2DConditionModel) -> UNetMotionModel:
     """A video UNet that gives every frame what the image UNet gives it: same spatial weights, and temporal layers
-    whose last projection is zero (diffusers starts its temporal convolutions that way already)."""
-    video = networks.unet3d()
+    whose last projection is zero."""
+    video = networks.video_unet()
     state = video.state_dict()
     spatial = image.state_dict()
     strangers = [key for key, value in spatial.items() if key not in state or state[key].shape != value.shape]
@@ -40,7 +40,7 @@ def inflate(image: UNet2DConditionModel) -> UNet3DConditionModel:
         raise ValueError(f"the image UNet has weights the video UNet lacks: {strangers[:3]}")
     video.load_state_dict({**state, **spatial})
     for module in video.modules():
-        if isinstance(module, TransformerTemporalModel):
+        if isinstance(module, AnimateDiffTransformer3D):
             nn.init.zeros_(module.proj_out.weight)
             nn.init.zeros_(module.proj_out.bias)
     return video
@@ -142,7 +142,7 @@ def train_video(folder: Path, base: Path, vae_folder: Path, plan: Plan, seed: in
     noise, with a prompt that says it jumps. A model trained on clips alone takes the stillness for evidence and keeps
     it. So what is noised is often wrong (`worsened`), and the target is what the caption says. The squared v-error of
     these is weighted by 1 - abar, which makes it the squared x0-error. The noise ends in nothing but noise
-    (networks.scheduler), and 4 draws in 10 are from where the clip hardly shows: there the caption is all there is.
+    (networks.scheduler), and 3 draws in 10 are from where the clip hardly shows: there the caption is all there is.
     """
     torch.manual_seed(seed)
     encoder, scheduler = attentive(base), networks.scheduler(to_noise=True)
@@ -160,7 +160,8 @@ def train_video(folder: Path, base: Path, vae_folder: Path, plan: Plan, seed: in
         signal = abar[t].reshape(-1, 1, 1, 1, 1)
         z_t, _ = noised(torch.stack([c.shown for c in clips]), t, abar, generator)
         v = (signal.sqrt() * z_t - z) / (1 - signal).sqrt()
-        error = (unet(z_t, t, captions([c.caption for c in clips])).sample - v).square()
+        words = captions([c.caption for c in clips]).repeat_interleave(networks.FRAMES, 0)
+        error = (unet(z_t, t, words).sample - v).square()
         right = torch.tensor([c.right for c in clips]).reshape(-1, 1, 1, 1, 1)
         return torch.where(right, error, (1 - signal) * error).mean()
 
