@@ -27,10 +27,8 @@ class Ramp:
     until: float = 0.0
 
     def at(self, progress: float) -> float:
-        if progress >= self.until:
-            return self.end
-        if progress <= self.begin:
-            return self.start
+        if progress >= self.until or progress <= self.begin:
+            return self.end if progress >= self.until else self.start
         return self.start + (self.end - self.start) * (progress - self.begin) / (self.until - self.begin)
 
 
@@ -119,7 +117,7 @@ class Score:
     negative: str = ""
     motion: float = 1.0  # how much more than its mean over frames the video gradient's deviation from it counts
     pixels: float = 0.0  # how much the distance between pictures counts beside that between latents (guidance/pull.py)
-    view_words: tuple[float, float] | Literal["sectors"] | None = None  # front and back thresholds in degrees, or eight sectors
+    view_words: tuple[float, float] | Literal["sectors"] | None = None  # thresholds (front, back) in degrees, or eight sectors
 
 
 @dataclass(frozen=True)
@@ -288,8 +286,8 @@ def _build(kind: Any, value: Any, path: str) -> Any:
             raise FourdfyError(f"{path[1:]} is one of {', '.join(options)}, not {value!r}", f"--set {path[1:]}={options[0]}", USAGE)
         return value
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        words = [o for o in options if typing.get_origin(o) is Literal and isinstance(value, str)]
-        return None if value is None else _build([*words, *(o for o in options if o is not type(None))][0], value, path)
+        fits = sorted(options, key=lambda o: (o is type(None), (typing.get_origin(o) is Literal) != isinstance(value, str)))
+        return None if value is None else _build(fits[0], value, path)
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, (tuple, list)) or len(value) != len(options):
             raise FourdfyError(f"recipe{path} wants {len(options)} values, not {value!r}", "fourdfy info CHECKPOINT", USAGE)
