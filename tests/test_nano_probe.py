@@ -35,6 +35,14 @@ def test_cosine_and_length():
     assert abs(probe.alike(other, clip)[0]) < 0.3
 
 
+def test_even_and_odd_parts():
+    k = (torch.arange(8.0) + 0.5) / 8 * 2 * torch.pi
+    even, odd = (wave.reshape(1, 1, 8, 1, 1).expand(2, 3, 8, 2, 2) for wave in (k.cos(), k.sin()))
+    clip = even + odd + 5
+    for estimate, shares in ((clip, (1, 1)), (clip.flip(2), (1, -1)), (0.5 * even, (0.5, 0)), (even - 0.2 * odd, (1, -0.2))):
+        assert [probe.held(estimate, clip, sign) for sign in (1, -1)] == pytest.approx(shares, abs=1e-5)
+
+
 def test_cases_are_the_world_before_it_moves_and_while_it_does(among: list[probe.Case]):
     assert len({c.subject.object for c in among}) == 3 and all(c.clip.shape == c.frozen.shape == (1, 12, 8, 8, 8) for c in among)
     for c in among:
@@ -49,6 +57,7 @@ def test_the_truth_scores_one_and_a_still_estimate_nothing(model: Diffusion, amo
     for estimate, value in ((clip, 1.0), (frozen, 0.0)):
         for row in probe.rows(model, among, lambda z_t, t, estimate=estimate: estimate, 0):
             assert [x for e in row["levels"] for x in (e["cosine"], e["length"])] == pytest.approx([value] * 10, abs=1e-4)
+            assert [x for e in row["levels"] for x in (e["even"], e["odd"])] == pytest.approx([value] * 10, abs=1e-4)
     asked = []
     probe.rows(model, among, lambda z_t, t: asked.append((t, z_t)) or clip, 0)
     assert [t for t, _ in asked] == 2 * [200, 400, 600, 800, 950]
