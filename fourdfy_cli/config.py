@@ -34,10 +34,8 @@ class Ramp:
     until: float = 0.0
 
     def at(self, progress: float) -> float:
-        if progress >= self.until:
-            return self.end
-        if progress <= self.begin:
-            return self.start
+        if progress >= self.until or progress <= self.begin:
+            return self.end if progress >= self.until else self.start
         return self.start + (self.end - self.start) * (progress - self.begin) / (self.until - self.begin)
 
 
@@ -122,7 +120,7 @@ class Branch:
     negative: str = ""
     amplification: float = 1.0  # how much more than its mean over frames the video gradient's deviation from it counts
     pixel_weight: float = 0.0  # of the distance between pictures, beside that between latents (guidance/base.py)
-    view_words: tuple[float, float] | None = None  # front and back thresholds in degrees
+    view_words: tuple[float, float] | Literal["sectors"] | None = None  # thresholds (front, back) in degrees, or eight sectors
 
 
 @dataclass(frozen=True)
@@ -282,8 +280,9 @@ def _build(kind: Any, value: Any, path: str) -> Any:
         if value not in options:
             raise wrong(f"one of {', '.join(options)}", f"--set {path[1:]}={options[0]}")
         return value
-    if isinstance(kind, types.UnionType):
-        return None if value is None else _build(next(o for o in options if o is not type(None)), value, path)
+    if origin in (types.UnionType, typing.Union):
+        fits = sorted(options, key=lambda o: (o is type(None), (typing.get_origin(o) is Literal) != isinstance(value, str)))
+        return None if value is None else _build(fits[0], value, path)
     if origin is tuple:
         if not isinstance(value, (tuple, list)) or len(value) != len(options):
             raise wrong(f"{len(options)} values")

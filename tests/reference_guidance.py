@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, UNet3DConditionModel
 from torch import Tensor, nn
 
 from fourdfy_cli.diffusion.models import Diffusion, ModelSpec
@@ -81,6 +81,22 @@ def joint_attention(attn, hidden: Tensor, views: int) -> Tensor:
     return out
 
 
+def unet3d() -> UNet3DConditionModel:
+    """A small video UNet of the class that Zeroscope's is."""
+    return UNet3DConditionModel(
+        sample_size=networks.LATENT_SIZE,
+        in_channels=networks.LATENT_CHANNELS,
+        out_channels=networks.LATENT_CHANNELS,
+        block_out_channels=networks.CHANNELS,
+        down_block_types=("CrossAttnDownBlock3D",) * 2,
+        up_block_types=("CrossAttnUpBlock3D",) * 2,
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=networks.TEXT_WIDTH,
+        attention_head_dim=networks.HEAD_WIDTH,
+    )
+
+
 def save_models(folder: Path, seed: int = 0) -> dict[str, ModelSpec]:
     """Random nano networks in `folder`, laid out as the ones that ship; the specs by role."""
     torch.manual_seed(seed)
@@ -89,7 +105,7 @@ def save_models(folder: Path, seed: int = 0) -> dict[str, ModelSpec]:
     networks.scheduler().save_pretrained(folder / "scheduler")
     networks.unet2d(camera=True).save_pretrained(folder / "multiview_unet")
     networks.unet2d(camera=False).save_pretrained(folder / "image_unet")
-    networks.unet3d().save_pretrained(folder / "video_unet")
+    unet3d().save_pretrained(folder / "video_unet")
     return {role: ModelSpec(role, str(folder), unet=f"{role}_unet") for role in ("multiview", "image", "video")}
 
 

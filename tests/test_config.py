@@ -104,6 +104,18 @@ def test_keys_must_match(change: str):
         config.from_dict(values)
 
 
+def test_view_words_are_thresholds_or_sectors():
+    values = json.loads(json.dumps(config.to_dict(NANO)))
+    for said in ("sectors", [30.0, 60.0], None):
+        values["stage1"]["image"]["view_words"] = said
+        made = config.from_dict(values)
+        assert made.stage1.image.view_words == (tuple(said) if isinstance(said, list) else said)
+        assert config.from_dict(config.to_dict(made)) == made
+    values["image"]["scores"][0]["view_words"] = "sides"
+    with pytest.raises(FourdfyError, match="view_words is one of sectors, not 'sides'"):
+        config.from_dict(values)
+
+
 def test_a_recipe_from_before_a_setting_was_there():
     values = config.to_dict(NANO)
     del values["field"]["kind"], values["field"]["deformation"], values["vsd"]

@@ -1,8 +1,8 @@
-"""`fourdfy nano world|train|sample|score`: the toy world and the small models that ship with the package."""
+"""`fourdfy nano`: the toy world, the small models that ship with the package, their training, and what measures them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +16,7 @@ app = typer.Typer(help="The toy world, and the small models that ship with this 
 KINDS = ("multiview", "image", "video")
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a checkpoint.", show_default=False)]
+Prompts = Annotated[Path, typer.Argument(metavar="PROMPTS.txt", help="One prompt a line; # starts a comment.", show_default=False)]
 Video = Annotated[Path | None, typer.Option("--out", help="Ground-truth video, .mp4.", show_default="gt.mp4")]
 Sheet = Annotated[Path | None, typer.Option("--sheet", help="Sheet of views and times, .png.", show_default=False)]
 Part = Annotated[str | None, typer.Option("--part", help="One model only.", show_default="all, in order")]
@@ -84,11 +85,149 @@ def sample(prompt: options.Prompt, draw: Draw) -> None:
 @options.grouped
 def score(run: Run, common: options.Common) -> None:
     """Compare a run with the toy world's ground truth, at views and times it never saw."""
-    if not run.exists():
-        raise FourdfyError(f"{run} does not exist", 'fourdfy generate "a red dog jumping"', USAGE)
+    _check_run(run)
     from fourdfy_cli.evaluate.truth import score as compare
 
     common.output.finish(compare(run))
+
+
+@dataclass(frozen=True)
+class Limits(options.Common):
+    """Options of `nano limits`."""
+
+    judges: Annotated[
+        str | None,
+        typer.Option(
+            "--judges",
+            help="Pairs with commas between: a multi-view judge (learned, exact), a slash, a video judge (those, posterior, damped).",
+            show_default="all four of learned and exact",
+        ),
+    ] = None
+    settings: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of stage 3; may be repeated.", show_default=False)
+    ] = field(default_factory=list)
+    out: Annotated[Path, typer.Option("--out", help="Folder that gets limits.json and a sheet for each pair.")] = Path("limits")
+
+
+@app.command()
+@options.grouped
+def limits(run: Run, wanted: Limits) -> None:
+    """Repeat stage 3 of a run with judges that know the truth, to see what each learned one loses."""
+    _check_run(run)
+    options.check_writable(wanted.out)
+    from fourdfy_cli.evaluate import limits as library
+
+    pairs: list[str] = wanted.judges.replace(",", " ").split() if wanted.judges else list(library.PAIRS)
+    wanted.output.finish(library.limits(run, wanted.out, pairs, wanted.settings, wanted.output.note))
+
+
+@dataclass(frozen=True)
+class Probe(options.Common):
+    """Options of `nano probe`."""
+
+    video: Annotated[Path | None, typer.Option("--video", help="Folder of another video model.", show_default="the one that ships")] = None
+    clips: Annotated[int, typer.Option("--clips", min=1, help="Clips for each motion.")] = 12
+    scale: Annotated[float, typer.Option("--scale", help="Classifier-free guidance scale.")] = 1.0
+    posterior: Annotated[bool, typer.Option("--posterior", help="Also the mean over all clips that fit the caption (minutes).")] = False
+    seed: options.Seed = 0
+
+
+@app.command()
+@options.grouped
+def probe(wanted: Probe) -> None:
+    """Measure how much of the right motion the video model sees in clips that stand still or move half as far."""
+    from dataclasses import replace
+
+    import torch
+
+    from fourdfy_cli import presets
+    from fourdfy_cli.diffusion import models, sets
+    from fourdfy_cli.nano.probe import probe as measure
+
+    recipe = presets.preset("nano")
+    named = replace(recipe.models, video=str(wanted.video or ""))
+    model = models.load(sets.specs(named, ("video",))["video"], "cpu", torch.float32)
+    rule = recipe.stage3.video.view_words
+    rows = measure(model, rule, wanted.clips, wanted.scale, wanted.seed, wanted.posterior, wanted.output.note)
+    wanted.output.finish({"clips": wanted.clips, "scale": wanted.scale, "table": rows})
+
+
+@app.command()
+@options.grouped
+def snapshot(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `nano train` got as --out.", show_default=False)],
+    common: options.Common,
+    part: Annotated[str, typer.Option("--part", help="multiview or video.")] = "video",
+    out: Annotated[Path, typer.Option("--out", help="Folder that gets the model.")] = Path("snapshot"),
+) -> None:
+    """Write the averaged weights of a training that still runs, to probe them or to generate with them."""
+    options.check_writable(out)
+    from fourdfy_cli.nano.snapshot import snapshot as write
+
+    common.output.finish({"step": write(folder, part, out), "folder": out})
+
+
+@app.command()
+@options.grouped
+def renders(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.", show_default=False)],
+    common: options.Common,
+    out: Annotated[Path, typer.Option("--out", help="The file; `nano train` looks for video/renders.safetensors in its folder.")] = Path(
+        "renders.safetensors"
+    ),
+    clips: Annotated[int, typer.Option("--clips", min=2, help="Clips of each run.")] = 16,
+    seed: options.Seed = 0,
+) -> None:
+    """Save clips of distilled scenes beside the truth, for the video model to learn what it is asked about."""
+    _check_file(out, ".safetensors")
+    for run in runs:
+        _check_run(run)
+    import torch
+
+    from fourdfy_cli.diffusion import models
+    from fourdfy_cli.nano.renders import collect
+
+    vae = models.load(models.NANO["image"], "cpu", torch.float32).vae
+    common.output.finish({"file": out} | collect(runs, out, vae, clips, seed, common.output.note))
+
+
+@dataclass(frozen=True)
+class Bench(options.Run):
+    """Options of `nano bench`."""
+
+    out: Annotated[Path, typer.Option("--out", help="Folder that gets the runs, bench.json and bench.png.")] = Path("nano-bench")
+
+
+@app.command()
+@options.grouped
+def bench(prompts: Prompts, wanted: Bench) -> None:
+    """Generate every prompt of a file on the nano models and compare it with the truth. The same command again goes on."""
+    from dataclasses import replace
+
+    recipe, seed = options.recipe(replace(wanted, models=wanted.models or "nano")), wanted.seed or 0
+    if recipe.models.set != "nano":
+        raise FourdfyError("only the nano models have a truth to compare with", "fourdfy nano bench PROMPTS.txt --models nano", USAGE)
+    from fourdfy_cli.evaluate.videos import read_prompts
+
+    texts = list(dict.fromkeys(read_prompts(prompts)))
+    for text in texts:
+        options.check_prompt(text, "nano")
+    if wanted.dry_run:
+        return wanted.output.finish({"runs": len(texts), "out": wanted.out, "seed": seed})
+    device = options.device(wanted, recipe)
+    options.check_writable(wanted.out)
+    from fourdfy_cli.evaluate import benchmark as library
+    from fourdfy_cli.memory import Machine
+
+    with wanted.output.events() as events:
+        data = library.run(library.Task(texts, recipe, wanted.out, seed), Machine(device, wanted.vram, wanted.backend), events)
+    files = {"files": [wanted.out / "bench.json", wanted.out / "bench.png"]}
+    wanted.output.finish((data if wanted.json else library.shown(data)) | files)
+
+
+def _check_run(run: Path) -> None:
+    if not run.exists():
+        raise FourdfyError(f"{run} does not exist", 'fourdfy generate "a red dog jumping"', USAGE)
 
 
 def _check_file(path: Path, suffix: str) -> None:

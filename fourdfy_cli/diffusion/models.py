@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderDC, UNet2DConditionModel, UNet3DConditionModel
+from diffusers import AutoencoderDC, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from fourdfy_cli.diffusion.noise import Schedule
 from fourdfy_cli.diffusion.table import CAMERA_PROJECTION
 
 # Networks of diffusers, whose own annotations know too little of `config`, `to` and what a call returns.
-Unet = Any  # UNet2DConditionModel, UNet3DConditionModel, or what is called as one
+Unet = Any  # one of network.UNETS, or what is called as one
 Vae = Any  # AutoencoderKL or AutoencoderDC
 
 
@@ -55,8 +55,15 @@ class ModelSpec:
 
 WEIGHTS = str(Path(__file__).parents[1] / "nano" / "weights")
 NANO = {
-    role: ModelSpec(role, WEIGHTS, unet=f"{role}_unet", text_encoder=encoder, licence="the licence of this package")
-    for role, encoder in (("multiview", "text_encoder"), ("image", "text_encoder"), ("video", "video_text_encoder"))
+    role: ModelSpec(
+        role,
+        WEIGHTS,
+        unet=f"{role}_unet",
+        text_encoder=f"{own}text_encoder",
+        scheduler=f"{own}scheduler",
+        licence="the licence of this package",
+    )
+    for role, own in (("multiview", ""), ("image", ""), ("video", "video_"))
 }
 
 
@@ -96,6 +103,8 @@ def predict(unet: Unet, z_t: Float[Tensor, "B ..."], t: int, text: Float[Tensor,
         weight = unet.class_embedding.linear_1.weight
         labels = {"class_labels": camera.to(weight.device, weight.dtype)}
     level = torch.tensor(t, device=z_t.device)
+    if isinstance(unet, UNetMotionModel):  # wants a text for each frame
+        text = text.repeat_interleave(z_t.shape[2], 0)
     return unet(z_t.to(unet.dtype), level, encoder_hidden_states=text.to(z_t.device, unet.dtype), **labels).sample.to(z_t.dtype)
 
 
@@ -118,9 +127,10 @@ def load_unet(spec: ModelSpec, device: torch.device | str, dtype: torch.dtype) -
     folder, camera = spec.folder("unet"), spec.folder("camera")
     apart = camera if spec.role == "multiview" and camera.is_dir() else None
     unet = network(folder, UNETS, device, dtype, spec.seed, apart)
-    wanted = UNet3DConditionModel if spec.role == "video" else UNet2DConditionModel
+    wanted = (UNet3DConditionModel, UNetMotionModel) if spec.role == "video" else (UNet2DConditionModel,)
     if not isinstance(unet, wanted):
-        raise broken(f"{folder}: the {spec.role} model must be a {wanted.__name__}, not a {type(unet).__name__}")
+        names = " or ".join(kind.__name__ for kind in wanted)
+        raise broken(f"{folder}: the {spec.role} model must be a {names}, not a {type(unet).__name__}")
     if torch.device(device).type == "cpu":
         flatten_convolutions(unet)
     return unet

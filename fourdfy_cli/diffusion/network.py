@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, UNet2DConditionModel, UNet3DConditionModel
+from diffusers import AutoencoderDC, AutoencoderKL, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fourdfy_cli.diffusion import mvdream
 from fourdfy_cli.errors import ENVIRONMENT, FourdfyError
 
-UNETS = {"UNet2DConditionModel": UNet2DConditionModel, "UNet3DConditionModel": UNet3DConditionModel}
+UNETS = {kind.__name__: kind for kind in (UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel)}
 VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC}
 OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}  # AutoencoderKL files before 2023
 STEM = "diffusion_pytorch_model"

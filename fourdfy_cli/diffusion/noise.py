@@ -48,14 +48,18 @@ class Schedule:
             raise _unsupported("beta_schedule", kind, ("linear", "scaled_linear"))
         if not (isinstance(low, float) and isinstance(high, float) and isinstance(steps, int) and 0 < low < high < 1 < steps):
             raise _unsupported("beta_start, beta_end, num_train_timesteps", (low, high, steps), ("0 < start < end < 1", "steps > 1"))
-        if config.get("trained_betas") is not None or config.get("rescale_betas_zero_snr", False):
-            raise _unsupported("betas", "trained or rescaled", ("plain",))
+        if config.get("trained_betas") is not None:
+            raise _unsupported("betas", "trained", ("plain",))
         root = 2 if kind == "scaled_linear" else 1
         betas = torch.linspace(low ** (1 / root), high ** (1 / root), steps, dtype=torch.float64) ** root
         prediction = config.get("prediction_type", "epsilon")
         if prediction not in PREDICTIONS[:2]:
             raise _unsupported("prediction_type", prediction, PREDICTIONS[:2])
-        return Schedule((1 - betas).cumprod(0), prediction)
+        if not config.get("rescale_betas_zero_snr", False):
+            return Schedule((1 - betas).cumprod(0), prediction)
+        if prediction == "epsilon":
+            raise _unsupported("prediction_type of zero terminal SNR", prediction, ("v_prediction",))
+        return Schedule(_to_pure_noise((1 - betas).cumprod(0)), prediction)
 
     def scales(self, t: int | Int[Tensor, " B"], like: Tensor) -> tuple[Tensor, Tensor]:
         """Signal and noise scale of z_t, shaped to multiply `like`."""
@@ -102,6 +106,12 @@ class Schedule:
 def guided(cond: Float[Tensor, "B ..."], uncond: Float[Tensor, "B ..."], scale: float) -> Float[Tensor, "B ..."]:
     """Classifier-free guidance, the one convention of this package: uncond + scale (cond - uncond)."""
     return uncond + scale * (cond - uncond)
+
+
+def _to_pure_noise(abar: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
+    """Signal scales shifted and stretched so that the last is 0 and the first as before (Lin et al. 2024, algorithm 1)."""
+    signal = abar.sqrt()
+    return ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2
 
 
 def _flow(steps: int, config: dict[str, Any]) -> Schedule:

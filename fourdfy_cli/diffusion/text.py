@@ -3,6 +3,8 @@
 Embeddings are the text encoder's last hidden state [L C], L tokens, padded to the encoder's window. What is longer than that window is
 cut by `fit`, which every text encoder and CLIP goes through: at a word, and in front of the view words. View-dependent prompts as in the
 released code of 4D-fy: "<prompt>, front view" if |azimuth| < F, "back view" if |azimuth| > 180 - B, else "side view"; degrees, strictly.
+Or the name of one of eight sectors, 45 degrees wide around multiples of 45: left and right are those of a thing that looks along +x (z up),
+so a camera at azimuth 90, on +y, sees its left.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from fourdfy_cli.diffusion import network
 from fourdfy_cli.diffusion.models import ModelSpec
 
 VIEW_WORDS = ("front view", "side view", "back view")
+SECTORS = tuple(f"{side} view" for side in ("front", "front left", "left", "back left", "back", "back right", "right", "front right"))
 PREFIX = "text_model."  # of all keys in files of transformers before 5.x
 UNBOUNDED = int(1e30)  # what transformers says of a tokenizer that tells no length
 BUFFER = "embeddings.position_ids"  # 0, 1, 2, ...: a weight in files of transformers before 4.31
@@ -44,11 +48,12 @@ class Texts:
         """The prompt as it is, for each view."""
         return self[self.prompt].expand(views, -1, -1)
 
-    def facing(self, azimuth: Float[Tensor, " V"], thresholds: tuple[float, float] | None) -> Float[Tensor, "V L C"]:
-        """The prompt with the view words of each azimuth (radians); thresholds (front, back) in degrees, None for no words."""
-        if thresholds is None:
+    def facing(self, azimuth: Float[Tensor, " V"], rule: tuple[float, float] | str | None) -> Float[Tensor, "V L C"]:
+        """The prompt with the view words of each azimuth (radians): thresholds (front, back) in degrees, "sectors", None for no words."""
+        if rule is None:
             return self.plain(len(azimuth))
-        return torch.cat([self[worded(self.prompt, view_word(math.degrees(a), *thresholds))] for a in azimuth.tolist()])
+        name = sector if isinstance(rule, str) else partial(view_word, front=rule[0], back=rule[1])
+        return torch.cat([self[worded(self.prompt, name(math.degrees(a)))] for a in azimuth.tolist()])
 
 
 def worded(prompt: str, words: str) -> str:
@@ -59,6 +64,16 @@ def view_word(azimuth: float, front: float, back: float) -> str:
     """The view words of an azimuth; all in degrees."""
     wrapped = abs((azimuth + 180) % 360 - 180)
     return VIEW_WORDS[0] if wrapped < front else VIEW_WORDS[2] if wrapped > 180 - back else VIEW_WORDS[1]
+
+
+def sector(azimuth: float) -> str:
+    """The sector that a camera at an azimuth in degrees looks from."""
+    return SECTORS[round(azimuth / 45) % 8]
+
+
+def sayings(rule: tuple[float, float] | str | None) -> tuple[str, ...]:
+    """All view words that a rule of `Texts.facing` can give."""
+    return () if rule is None else SECTORS if isinstance(rule, str) else VIEW_WORDS
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,7 @@ def fit(text: str, window: int, count: Callable[[str], int]) -> Fitted:
     tokens, room = count(text) - around, window - around
     if tokens <= room:
         return Fitted(text, tokens, room)
-    tail = next((f", {words}" for words in VIEW_WORDS if text.endswith(f", {words}")), "")
+    tail = next((f", {words}" for words in (*VIEW_WORDS, *SECTORS) if text.endswith(f", {words}")), "")
     body = text.removesuffix(tail)
 
     def fitting(ends: list[int]) -> int:

@@ -10,7 +10,7 @@ import torch
 from fourdfy_cli.config import Branch, Recipe
 from fourdfy_cli.diffusion import lora, models, text, textcache
 from fourdfy_cli.diffusion.models import Diffusion, ModelSpec, Vae
-from fourdfy_cli.diffusion.text import VIEW_WORDS, Texts
+from fourdfy_cli.diffusion.text import Texts
 from fourdfy_cli.errors import USAGE, FourdfyError
 from fourdfy_cli.guidance.base import Guidance
 from fourdfy_cli.guidance.multiview import MultiviewGuidance
@@ -52,7 +52,7 @@ def build(
 def wanted_texts(prompt: str, recipe: Recipe, name: str) -> list[str]:
     """Every text a branch may ask for: the prompt, with view words if any stage uses them, and the negative prompts."""
     branches: list[Branch] = [getattr(recipe.stage(number), name) for number in (1, 2, 3)]
-    worded = [text.worded(prompt, words) for words in VIEW_WORDS] if any(branch.view_words for branch in branches) else []
+    worded = [text.worded(prompt, words) for branch in branches for words in text.sayings(branch.view_words)]
     return list(dict.fromkeys([prompt, *worded, *(branch.negative for branch in branches)]))
 
 

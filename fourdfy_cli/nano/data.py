@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fourdfy_cli.diffusion.text import view_word
+from fourdfy_cli.diffusion.text import sector, view_word, worded
 from fourdfy_cli.nano import world
 from fourdfy_cli.nano.networks import FRAMES, IMAGE_SIZE
 from fourdfy_cli.nano.objects import COLOURS, OBJECTS
@@ -20,6 +21,7 @@ from fourdfy_cli.nano.prompts import HELD_OUT, MOTIONS, Subject
 from fourdfy_cli.scene.cameras import orbit_camera
 
 FOVY, DISTANCE, ELEVATION, GREY = 40.0, (2.6, 2.8), (0.0, 30.0), (0.45, 0.75)
+Kind = Literal["still", "posed", "clip", "frozen", "other"]
 PAIRS = [(o, c) for o in OBJECTS for c in COLOURS if (o, c) not in HELD_OUT]
 
 
@@ -41,24 +43,26 @@ def draw(
     rng: np.random.Generator,
     count: int,
     views: int,
-    moving: bool,
+    kind: Kind,
     pairs: list[tuple[str, str]] = PAIRS,
     size: int = IMAGE_SIZE,
-    frozen: bool = False,
 ) -> Batch:
-    """Draw `count` things from `views` sides each.
+    """Draw `count` things in `views` pictures each.
 
-    Still: 4 (or `views`) cameras 360/views degrees apart at t = 0, no motion. Moving: one camera, `views` consecutive
-    times t0 + k/views with t0 in [0, 1/views), and a random motion; `frozen`: the same draw before it moves, at t = 0,
-    one picture each.
+    "still": cameras 360/views degrees apart at t = 0, no motion; "posed": the same at one random time of a random motion.
+    "clip": one camera, consecutive times t0 + k/views with t0 in [0, 1/views), and a random motion; "frozen": the same
+    draw before it moves, at t = 0, one picture each; "other": the same draw in another motion.
     """
+    turning = kind in ("still", "posed")
     chosen = [pairs[i] for i in rng.integers(0, len(pairs), count)]
-    motion = rng.integers(0, len(MOTIONS), count) if moving else np.full(count, -1)
+    motion = rng.integers(0, len(MOTIONS), count) if kind != "still" else np.full(count, -1)
     colour = np.array([COLOURS[c] for _, c in chosen]) + rng.normal(0, 0.02, (count, 3))
     start, elevation, distance = uniform(0, 360, rng, count, 1), uniform(*ELEVATION, rng, count), uniform(*DISTANCE, rng, count)
     steps = np.arange(views, dtype=np.float32)[None]
-    azimuth = start + (0 if moving else 360 / views) * steps
-    time = (uniform(0, 1, rng, count, 1) + steps) / views if moving else np.zeros((count, views), np.float32)
+    azimuth = start + (360 / views if turning else 0) * steps
+    time = np.zeros((count, views), np.float32)
+    if kind != "still":
+        time = time + uniform(0, 1, rng, count, 1) if turning else (uniform(0, 1, rng, count, 1) + steps) / views
     c2w = orbit_camera(
         *(
             torch.from_numpy(np.broadcast_to(x, (count, views)).flatten())
@@ -70,9 +74,12 @@ def draw(
         np.repeat(motion, views),
         np.repeat(np.clip(colour, 0.02, 0.98), views, 0).astype(np.float32),
     )
-    if frozen:
+    if kind == "frozen":
         time, motion, c2w, azimuth, views = 0 * time[:, :1], np.full(count, -1), c2w[::views], azimuth[:, :1], 1
         things = world.Things(things.object[:: len(things.object) // count], motion, things.colour[:: len(things.colour) // count])
+    if kind == "other":  # which other one is decided by the azimuth, so that all kinds draw the same
+        motion = (motion + 1 + start[:, 0].astype(int) % (len(MOTIONS) - 1)) % len(MOTIONS)
+        things = world.Things(things.object, np.repeat(motion, views), things.colour)
     picture = world.render(things, c2w.numpy(), np.full(count * views, math.radians(FOVY)), time.flatten(), size)
     grey = np.repeat(uniform(*GREY, rng, count), views)[:, None, None, None]
     rgb = torch.from_numpy(picture.over(grey)).permute(0, 3, 1, 2) * 2 - 1
@@ -84,22 +91,22 @@ def draw(
 
 def clips(rng: np.random.Generator, count: int, frames: int = FRAMES) -> Batch:
     """`count` clips of one period each, from one fixed camera a clip."""
-    return draw(rng, count, frames, moving=True)
+    return draw(rng, count, frames, "clip")
 
 
 def view_words(azimuth: float) -> str:
-    """View words of an azimuth in degrees, a quarter turn wide in front and behind (as in presets.py, `nano`)."""
+    """View words as the judge knows them (train_clip.py), by azimuth in degrees: a quarter turn wide in front and behind."""
     return view_word(azimuth, 45.0, 45.0)
 
 
-def caption(subject: Subject, rng: np.random.Generator, azimuth: float | None = None, motion: float = 1.0, empty: float = 0.1) -> str:
+def caption(
+    subject: Subject, rng: np.random.Generator, azimuth: float | None = None, motion: float = 1.0, empty: float = 0.1, view: float = 1.0
+) -> str:
     """A training caption: empty with chance `empty`, colour named 9 times in 10, the motion (a random one for a thing
-    that stands still: a motion word alone does not change the canonical pose) with chance `motion`, view words two
-    times in three where an azimuth in degrees is given."""
+    that stands still: a motion word alone does not change the canonical pose) with chance `motion`, the camera's sector
+    with chance `view` where an azimuth in degrees is given."""
     if rng.random() < empty:
         return ""
     word = subject.motion or MOTIONS[rng.integers(len(MOTIONS))]
     text = Subject(subject.object, subject.colour if rng.random() < 0.9 else None, word if rng.random() < motion else None).text()
-    if azimuth is not None and rng.random() < 2 / 3:
-        text += ", " + view_words(azimuth)
-    return text
+    return worded(text, sector(azimuth)) if azimuth is not None and rng.random() < view else text

@@ -29,6 +29,12 @@ class Plan:
     decay_from: float = 0.35  # fraction of the steps after which the rate falls linearly to 2 %; 1: never
 
 
+def averaged(folder: Path) -> tuple[dict[str, dict[str, Tensor]], int]:
+    """The averaged weights of each module of the training in a folder, and the step they are from."""
+    state = torch.load(folder / "state.pt", weights_only=True)
+    return state["average"], state["step"]
+
+
 @dataclass
 class Fit:
     """A training run in `folder`: `state.pt` to resume from, `log.jsonl`, and the averaged weights at the end."""

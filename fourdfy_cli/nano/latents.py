@@ -15,19 +15,20 @@ from fourdfy_cli.nano.prompts import MOTIONS, Subject
 from fourdfy_cli.scene.cameras import unit_camera
 
 
-def cache(path: Path, seed: int, groups: int, kind: str, vae, report=print) -> dict[str, Tensor]:
+def cache(path: Path, seed: int, groups: int, kind: data.Kind, vae, report=print) -> dict[str, Tensor]:
     """Latents [N V C h w] (half precision), cameras [N V 16], azimuths [N V] and subjects [N 3] of drawn groups; kept
     in a file, made again from the seed if it is not there.
 
-    Kinds: "views" (4 sides of a still thing), "clips" (FRAMES frames of one that moves), and "frozen" (the same draw as
-    "clips" before it moves, V = 1).
+    Kinds as in `data.draw`: V = 4 sides of "still" and "posed" things, FRAMES frames of a "clip", one picture of a
+    "frozen" one, the same draw as the clip.
     """
-    views, moving, frozen = (4, False, False) if kind == "views" else (networks.FRAMES, True, kind == "frozen")
+    turning = kind in ("still", "posed")
+    views = 4 if turning else networks.FRAMES
     if path.exists():
         return load_file(path)
-    rng, parts = np.random.default_rng((seed, views, moving)), []
+    rng, parts = np.random.default_rng((seed, views, kind != "still")), []
     for start in range(0, groups, 64):
-        batch = data.draw(rng, 64, views, moving, frozen=frozen)
+        batch = data.draw(rng, 64, views, kind)
         with torch.no_grad():
             z = vae.encode(batch.rgb.flatten(0, 1)).latent.unflatten(0, (64, -1)).half()
         parts.append((z, unit_camera(batch.c2w.flatten(0, 1)).unflatten(0, (64, -1)), batch.azimuth, encode_subjects(batch.subjects)))

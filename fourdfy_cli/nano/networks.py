@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderDC, DDIMScheduler, UNet2DConditionModel, UNet3DConditionModel
+from diffusers import AutoencoderDC, DDIMScheduler, UNet2DConditionModel, UNetMotionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fourdfy_cli.nano.objects import COLOURS, OBJECTS
@@ -18,7 +18,7 @@ from fourdfy_cli.nano.prompts import MOTIONS
 IMAGE_SIZE, LATENT_SIZE, LATENT_CHANNELS, FRAMES = 64, 8, 12, 8
 TEXT_WIDTH, TEXT_LENGTH = 64, 12
 CHANNELS, HEAD_WIDTH = (64, 128), 16
-WORDS = ("a", "an", ",", "front", "side", "back", "view", *COLOURS, *OBJECTS, *MOTIONS)
+WORDS = ("a", "an", ",", "front", "side", "back", "view", *COLOURS, *OBJECTS, *MOTIONS, "left", "right")
 
 
 def vae() -> AutoencoderDC:
@@ -64,19 +64,28 @@ def unet2d(camera: bool) -> UNet2DConditionModel:
     )
 
 
-def unet3d() -> UNet3DConditionModel:
-    """Video UNet over FRAMES frames; every spatial weight has the name and shape it has in the image UNet."""
+def video_unet() -> UNetMotionModel:
+    """Video UNet over FRAMES frames: between the layers of the image UNet, each with its name and shape there, frames attend to each other
+    and know their place (UNet3DConditionModel's do not: it cannot tell the first half of a motion from the second)."""
     levels = len(CHANNELS)
-    return UNet3DConditionModel(
-        down_block_types=("CrossAttnDownBlock3D",) * levels,
-        up_block_types=("CrossAttnUpBlock3D",) * levels,
-        **_shared(HEAD_WIDTH),  # and here the width of one
+    heads = tuple(width // HEAD_WIDTH for width in CHANNELS)
+    shared = {key: value for key, value in _shared(heads).items() if key != "attention_head_dim"}
+    return UNetMotionModel(
+        down_block_types=("CrossAttnDownBlockMotion",) * levels,
+        up_block_types=("CrossAttnUpBlockMotion",) * levels,
+        use_linear_projection=True,
+        num_attention_heads=heads,
+        motion_num_attention_heads=heads,
+        motion_max_seq_length=FRAMES,
+        **shared,
     )
 
 
-def scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule, v-prediction."""
+def scheduler(to_noise: bool = False) -> DDIMScheduler:
+    """Stable Diffusion's noise schedule, v-prediction; `to_noise`: stretched so that nothing is left of a clip at its end (the video
+    model's)."""
     return DDIMScheduler(
+        rescale_betas_zero_snr=to_noise,
         num_train_timesteps=1000,
         beta_start=0.00085,
         beta_end=0.012,

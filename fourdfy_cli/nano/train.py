@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderDC, UNet2DConditionModel, UNet3DConditionModel
+from diffusers import AutoencoderDC, UNet2DConditionModel, UNetMotionModel
 from torch import Tensor
 from transformers import CLIPTextModel
 
@@ -27,10 +27,12 @@ from fourdfy_cli.output.render import write_png
 PLANS = {
     "vae": Plan(steps=2400, batch=16, rate=2e-3, pool=16000, decay_from=0.4),
     "decoder": Plan(steps=4000, batch=16, rate=1.2e-3, pool=16000, decay_from=0.3),
-    "multiview": Plan(steps=11000, batch=32, rate=1e-3, pool=12288),
-    "video": Plan(steps=2800, batch=8, rate=1.5e-3, pool=6144, decay_from=0.5),
+    "multiview": Plan(steps=16000, batch=32, rate=1e-3, pool=12288),
+    "video": Plan(steps=24000, batch=8, rate=1.5e-3, pool=24576, ema=0.999),
     "clip": Plan(steps=2800, batch=128, rate=1e-3, pool=6144),
 }
+POSED = 600  # noise level below which half of the things are caught in motion (multiview_loss)
+NAMED = 5 / 6  # of the single pictures' captions name the view; the twin of Eq. 4 is shown the bare prompt
 
 
 def image_psnr(a: Tensor, b: Tensor) -> float:
@@ -41,7 +43,7 @@ def image_psnr(a: Tensor, b: Tensor) -> float:
 def pictures(seed: int, count: int) -> Tensor:
     """`count` single pictures [N 3 H W] in [-1,1], half of them of moving things at any time."""
     rng = np.random.default_rng((seed, 1))
-    still = data.draw(rng, count // 8, 4, moving=False).rgb.flatten(0, 1)
+    still = data.draw(rng, count // 8, 4, "still").rgb.flatten(0, 1)
     moving = data.clips(rng, count // 16).rgb.flatten(0, 1)
     return torch.cat([still, moving])
 
@@ -118,26 +120,35 @@ def train_multiview(folder: Path, vae_folder: Path, seed: int = 0, report=print)
 
 def multiview_loss(folder: Path, vae_folder: Path, plan: Plan, seed: int, unet, captions: Captions, report=print) -> Loss:
     """As MVDream was trained: 70 % of the batches are groups of 4 views with cameras, the rest single pictures with
-    view words and a zero camera; mean squared error of v."""
+    view words and a zero camera; mean squared error of v.
+
+    Above the noise level POSED everything stands in its canonical pose, whatever motion the caption names, so that stage 1, which
+    starts up there, makes that pose. Below it the picture shows the pose, and half of the things are caught at a random time of a
+    motion that their caption names: stage 3 asks about those.
+    """
     vae = AutoencoderDC.from_pretrained(vae_folder).eval().requires_grad_(False)
-    pool = cache(folder / "views.safetensors", seed, plan.pool, "views", vae, report)
+    kinds: tuple[data.Kind, ...] = ("still", "posed")
+    pools = [cache(folder / f"{kind}.safetensors", seed, plan.pool, kind, vae, report) for kind in kinds]
+    pool, size = {name: torch.cat([p[name] for p in pools]) for name in pools[0]}, len(pools[0]["latents"])
     abar = networks.scheduler().alphas_cumprod
 
     def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         folded = rng.random() < 0.7
         groups = plan.batch // 4 if folded else plan.batch
-        chosen = torch.from_numpy(rng.integers(0, len(pool["latents"]), groups))
+        t = torch.randint(0, 1000, (groups,), generator=generator)
+        posed = (t.numpy() < POSED) & (rng.random(groups) < 0.5)
+        chosen = torch.from_numpy(rng.integers(0, size, groups) + size * posed)
         subjects = [decode_subject(row) for row in pool["subjects"][chosen]]
+        named = [1.0 if s.motion else 0.5 for s in subjects]
         if folded:
             z, camera = pool["latents"][chosen].float().flatten(0, 1), pool["cameras"][chosen].flatten(0, 1)
-            texts = [text for s in subjects for text in [data.caption(s, rng, motion=0.5)] * 4]
-            t = torch.randint(0, 1000, (groups,), generator=generator).repeat_interleave(4)
+            texts = [text for s, m in zip(subjects, named, strict=True) for text in [data.caption(s, rng, motion=m)] * 4]
+            t = t.repeat_interleave(4)
         else:
             view = torch.from_numpy(rng.integers(0, 4, groups))
             z, camera = pool["latents"][chosen, view].float(), torch.zeros(groups, 16)
             azimuth = pool["azimuth"][chosen, view].tolist()
-            texts = [data.caption(s, rng, a, motion=0.5) for s, a in zip(subjects, azimuth, strict=True)]
-            t = torch.randint(0, 1000, (groups,), generator=generator)
+            texts = [data.caption(s, rng, a, m, view=NAMED) for s, a, m in zip(subjects, azimuth, named, strict=True)]
         z_t, v = noised(z, t, abar, generator)
         fold_views(unet, 4 if folded else 1)
         out = unet(z_t.contiguous(memory_format=torch.channels_last), t, captions(texts), class_labels=camera).sample
@@ -161,7 +172,7 @@ FOLDERS = ("multiview_unet", "image_unet", "video_unet", "vae", "text_encoder", 
 
 def assemble(sources: list[Path], weights: Path) -> None:
     """Collect the trained parts into one diffusers-style folder, networks in half precision."""
-    classes = (UNet2DConditionModel, UNet2DConditionModel, UNet3DConditionModel, AutoencoderDC, CLIPTextModel, CLIPTextModel)
+    classes = (UNet2DConditionModel, UNet2DConditionModel, UNetMotionModel, AutoencoderDC, CLIPTextModel, CLIPTextModel)
     for name, kind in zip(FOLDERS, classes, strict=True):
         found = next((s / name for s in sources if (s / name).is_dir()), None)
         if found is not None:
@@ -170,7 +181,7 @@ def assemble(sources: list[Path], weights: Path) -> None:
             if kind is not CLIPTextModel:
                 model.register_to_config(_name_or_path=name)  # not the folder it was trained in
             model.save_pretrained(weights / name)
-    for name in ("tokenizer", "scheduler", "clip"):
+    for name in ("tokenizer", "scheduler", "video_scheduler", "clip"):
         found = next((s / name for s in sources if (s / name).is_dir()), None)
         if found is not None:
             shutil.copytree(found, weights / name, dirs_exist_ok=True)
@@ -223,7 +234,7 @@ SAMPLES = ("a red dog jumping", "a green cat walking", "a blue bird spinning", "
 
 def sample_sheet(folder: Path, role: str, seed: int) -> Path:
     """What a trained model makes of five prompts, the last one held out, as a PNG beside its log."""
-    text = "video/video_text_encoder" if role == "video" else "multiview/text_encoder"
-    spec = ModelSpec(role, str(folder), f"{role}/{role}_unet", "vae/vae", text, "multiview/tokenizer", "multiview/scheduler")
+    own = "video/video_" if role == "video" else "multiview/"
+    spec = ModelSpec(role, str(folder), f"{role}/{role}_unet", "vae/vae", f"{own}text_encoder", "multiview/tokenizer", f"{own}scheduler")
     pictures = draw(models.load(spec, "cpu", torch.float32), list(SAMPLES), role, seed, 20, 3.0)
     return write_png(folder / role / "samples.png", tile(pictures.flatten(0, 1), pictures.shape[1]))

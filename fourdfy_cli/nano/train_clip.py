@@ -37,8 +37,7 @@ def pool_of_pictures(seed: int, groups: int) -> tuple[Tensor, list[tuple[Subject
     """Pictures [N 3 H W] uint8 and what each shows: subject and view words. A third of them move."""
     rng, parts, labels = np.random.default_rng((seed, 7)), [], []
     for start in range(0, groups, 64):
-        moving = (start // 64) % 3 == 0
-        batch = data.draw(rng, 64, 4, moving, EVERY_PAIR)
+        batch = data.draw(rng, 64, 4, "still" if (start // 64) % 3 else "clip", EVERY_PAIR)
         parts.append(((batch.rgb + 1) * 127.5).round().to(torch.uint8).flatten(0, 1))
         labels += [(s, side(s, a)) for s, row in zip(batch.subjects, batch.azimuth.tolist(), strict=True) for a in row]
     return torch.cat(parts), labels

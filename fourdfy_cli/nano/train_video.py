@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderDC, UNet2DConditionModel, UNet3DConditionModel
-from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
+from diffusers import AutoencoderDC, UNet2DConditionModel, UNetMotionModel
+from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -20,14 +21,18 @@ from fourdfy_cli.nano.latents import Captions, cache, decode_subject, noised
 from fourdfy_cli.nano.prompts import MOTIONS
 
 LOUD = 0.25  # standard deviation of a motion word's fresh embedding; other words' is 0.05
-STILL = 0.1  # of the clips stand still
-LATE = 350  # three batches in four are noised at least to this timestep: below it, the clip shows where everything is
+STILL = 0.12  # of the captions name no motion, and their clips stand still
+LATE = 350  # noise level from which on the input may be wrong: below it, the clip shows where everything is
+BLIND = 950  # from here on a still clip can hardly be told from a moving one: sqrt(abar) times their distance (50 to 100) is below 2
+LEVELS = ((0.15, 0, LATE), (0.55, LATE, BLIND), (0.3, BLIND, 1000))  # share of the draws, from level, to level
+WRONG = {"right": 0.2, "still": 0.3, "damped": 0.15, "other": 0.1, "shifted": 0.08, "mixed": 0.07, "faded": 0.1}  # shares of inputs
+RENDERED = 0.25  # of the inputs are pictures of scenes, where there is a file of them (renders.py)
 
 
-def inflate(image: UNet2DConditionModel) -> UNet3DConditionModel:
+def inflate(image: UNet2DConditionModel) -> UNetMotionModel:
     """A video UNet that gives every frame what the image UNet gives it: same spatial weights, and temporal layers
-    whose last projection is zero (diffusers starts its temporal convolutions that way already)."""
-    video = networks.unet3d()
+    whose last projection is zero."""
+    video = networks.video_unet()
     state = video.state_dict()
     spatial = image.state_dict()
     strangers = [key for key, value in spatial.items() if key not in state or state[key].shape != value.shape]
@@ -35,7 +40,7 @@ def inflate(image: UNet2DConditionModel) -> UNet3DConditionModel:
         raise ValueError(f"the image UNet has weights the video UNet lacks: {strangers[:3]}")
     video.load_state_dict({**state, **spatial})
     for module in video.modules():
-        if isinstance(module, TransformerTemporalModel):
+        if isinstance(module, AnimateDiffTransformer3D):
             nn.init.zeros_(module.proj_out.weight)
             nn.init.zeros_(module.proj_out.bias)
     return video
@@ -54,61 +59,113 @@ def attentive(base: Path) -> CLIPTextModel:
 
 @dataclass
 class Clip:
-    """Training clip: latents [C F h w], the same thing before it moves, a caption, and how far it moves yet (0..1)."""
+    """Training clip: the clean latents to give back [C F h w], those that are noised instead, a caption, and whether they are the same."""
 
-    latents: Tensor
-    frozen: Tensor
+    target: Tensor
+    shown: Tensor
     caption: str
-    moved: float
+
+    @property
+    def right(self) -> bool:
+        return self.shown is self.target
 
 
-def draw_clip(pools: dict[str, dict[str, Tensor]], rng: np.random.Generator) -> Clip:
-    """A clip that moves and says how, most of the time damped; or (STILL) one view, held, that names no motion."""
-    pool = pools["views" if (still := rng.random() < STILL) else "clips"]
-    row, view = int(rng.integers(len(pool["latents"]))), int(rng.integers(4)) if still else 0
-    caption = data.caption(decode_subject(pool["subjects"][row]), rng, float(pool["azimuth"][row, view]), 0.0 if still else 1.0)
-    held = pool["latents"][row, view : view + 1] if still else pools["frozen"]["latents"][row]
-    frozen = held.float().expand(networks.FRAMES, -1, -1, -1).transpose(0, 1)
-    latents = frozen if still else pool["latents"][row].float().transpose(0, 1)
-    u = rng.random()
-    moved = 1.0 if still or not caption or u < 0.2 else 0.0 if u < 0.7 else rng.random()
-    return Clip(latents, frozen, caption, moved)
+def worsened(clip: Tensor, frozen: Tensor, other: Tensor | None, rng: np.random.Generator) -> Tensor:
+    """What a scene on its way may look like when it should look like `clip` [C F h w]: as it is, still, not far along, in another motion,
+    out of step, two clips in one, or with what moves fast gone (the mean of neighbouring frames)."""
+    how = rng.choice(list(WRONG), p=list(WRONG.values()))
+    later = clip.roll(int(rng.integers(1, clip.shape[1])), 1)
+    if how == "still":
+        return frozen
+    if how == "damped":
+        return frozen + rng.random() * (clip - frozen)
+    if how == "other" and other is not None:
+        return frozen + rng.uniform(0.3, 1) * (other - frozen)
+    if how == "shifted":
+        return later
+    if how in ("mixed", "other"):
+        return torch.lerp(clip, later if other is None or rng.random() < 0.5 else other, rng.uniform(0.2, 0.8))
+    if how == "faded":
+        blurred = (clip.roll(-1, 1) + clip + clip.roll(1, 1)) / 3
+        return blurred if rng.random() < 0.5 else (blurred.roll(-1, 1) + blurred + blurred.roll(1, 1)) / 3
+    return clip
+
+
+def draw_clip(pools: dict[str, dict[str, Tensor]], t: int, rng: np.random.Generator) -> Clip:
+    """A clip for noise level t. It moves and its caption says how; or (STILL) the thing rests, and the caption names no motion. From LATE
+    on what is shown is worsened, and where there are renders, often one of them."""
+    late, still = t >= LATE, rng.random() < STILL
+    if late and "renders" in pools and rng.random() < RENDERED:
+        pool = pools["renders"]
+        row = int(rng.integers(len(pool["shown"])))
+        subject = decode_subject(pool["subjects"][row])
+        target, shown = (pool[name][row].float().transpose(0, 1) for name in ("latents", "shown"))
+        return Clip(target, shown, data.caption(subject, rng, float(pool["azimuth"][row, 0])))
+    pool = pools["clips"]
+    row = int(rng.integers(len(pool["latents"])))
+    subject, azimuth = decode_subject(pool["subjects"][row]), float(pool["azimuth"][row, 0])
+    clip = pool["latents"][row].float().transpose(0, 1)
+    frozen = pools["frozen"]["latents"][row].float().expand(networks.FRAMES, -1, -1, -1).transpose(0, 1)
+    caption = data.caption(subject, rng, azimuth, 0.0 if still else 1.0)
+    target = frozen if still else clip
+    if not late or not caption:
+        return Clip(target, target, caption)
+    if still:
+        return Clip(frozen, frozen + rng.random() * (clip - frozen) if rng.random() < 0.5 else frozen, caption)
+    other = pools["other"]["latents"]
+    shown = worsened(clip, frozen, other[row].float().transpose(0, 1) if row < len(other) else None, rng)
+    return Clip(clip, shown, caption)
+
+
+def draw_levels(count: int, rng: np.random.Generator) -> list[int]:
+    """Noise levels by LEVELS."""
+    parts = rng.choice(len(LEVELS), count, p=[share for share, _, _ in LEVELS])
+    return [int(rng.integers(*LEVELS[part][1:])) for part in parts]
+
+
+def pools_of(folder: Path, vae_folder: Path, plan: Plan, seed: int, report=print) -> dict[str, dict[str, Tensor]]:
+    """Clips, what they show before they move, the first quarter of them in another motion, and renders.safetensors if that is there."""
+    vae = AutoencoderDC.from_pretrained(vae_folder).eval().requires_grad_(False)
+    pools = {
+        "clips": cache(folder / "clips.safetensors", seed, plan.pool, "clip", vae, report),
+        "frozen": cache(folder / "frozen.safetensors", seed, plan.pool, "frozen", vae, report),
+        "other": cache(folder / "other.safetensors", seed, plan.pool // 4, "other", vae, report),
+    }
+    saved = folder / "renders.safetensors"
+    return pools | ({"renders": load_file(saved)} if saved.exists() else {})
 
 
 def train_video(folder: Path, base: Path, vae_folder: Path, plan: Plan, seed: int = 0, report=print) -> None:
     """Train the video UNet and its text encoder on clips of one period.
 
-    Score distillation asks the model about something no plain training shows it: a thing that stands still, under
+    Branch distillation asks the model about something no plain training shows it: a thing that stands still, under
     noise, with a prompt that says it jumps. A model trained on clips alone takes the stillness for evidence and keeps
-    it. So most moving clips are damped: z_t is noised from between the moving and the frozen clip, and the target is
-    the moving one. Their squared v-error is weighted by 1 - abar, which makes it the squared x0-error.
+    it. So what is noised is often wrong (`worsened`), and the target is what the caption says. The squared v-error of
+    these is weighted by 1 - abar, which makes it the squared x0-error. The noise ends in nothing but noise
+    (networks.scheduler), and 3 draws in 10 are from where the clip hardly shows: there the caption is all there is.
     """
     torch.manual_seed(seed)
-    tokens = CLIPTokenizer.from_pretrained(base / "tokenizer")
-    encoder = attentive(base)
-    vae = AutoencoderDC.from_pretrained(vae_folder).eval().requires_grad_(False)
-    pools = {
-        "clips": cache(folder / "clips.safetensors", seed, plan.pool, "clips", vae, report),
-        "frozen": cache(folder / "frozen.safetensors", seed, plan.pool, "frozen", vae, report),
-        "views": cache(base / "views.safetensors", seed, 2 * plan.pool, "views", vae, report),
-    }
+    encoder, scheduler = attentive(base), networks.scheduler(to_noise=True)
+    pools = pools_of(folder, vae_folder, plan, seed, report)
     unet = inflate(UNet2DConditionModel.from_pretrained(base / "image_unet")).eval()
     flatten_convolutions(unet)
     fit = Fit("video", {"unet": unet, "text_encoder": encoder}, plan, folder, seed, report=report)
     fit.resume()
-    abar, captions = networks.scheduler().alphas_cumprod, Captions(tokens, encoder)
+    abar, captions = scheduler.alphas_cumprod, Captions(CLIPTokenizer.from_pretrained(base / "tokenizer"), encoder)
 
     def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        clips = [draw_clip(pools, rng) for _ in range(plan.batch)]
-        z, frozen = torch.stack([c.latents for c in clips]), torch.stack([c.frozen for c in clips])
-        moved = torch.tensor([c.moved for c in clips], dtype=torch.float32).reshape(-1, 1, 1, 1, 1)
-        t = torch.randint(LATE if rng.random() < 0.75 else 0, 1000, (plan.batch,), generator=generator)
+        levels = draw_levels(plan.batch, rng)
+        clips = [draw_clip(pools, t, rng) for t in levels]
+        z, t = torch.stack([c.target for c in clips]), torch.tensor(levels)
         signal = abar[t].reshape(-1, 1, 1, 1, 1)
-        z_t, _ = noised(frozen + moved * (z - frozen), t, abar, generator)
+        z_t, _ = noised(torch.stack([c.shown for c in clips]), t, abar, generator)
         v = (signal.sqrt() * z_t - z) / (1 - signal).sqrt()
-        error = (unet(z_t, t, captions([c.caption for c in clips])).sample - v).square()
-        return torch.where(moved < 1, (1 - signal) * error, error).mean()
+        words = captions([c.caption for c in clips]).repeat_interleave(networks.FRAMES, 0)
+        error = (unet(z_t, t, words).sample - v).square()
+        right = torch.tensor([c.right for c in clips]).reshape(-1, 1, 1, 1, 1)
+        return torch.where(right, error, (1 - signal) * error).mean()
 
     fit.run(loss)
     unet.save_pretrained(folder / "video_unet")
     encoder.save_pretrained(folder / "video_text_encoder")
+    scheduler.save_pretrained(folder / "video_scheduler")

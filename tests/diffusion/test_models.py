@@ -194,12 +194,13 @@ def test_keys_a_class_does_not_know_are_left_out(copied: ModelSpec) -> None:
 
 
 def test_model_for_another_role(specs: dict[str, ModelSpec]) -> None:
-    rejects(replace(specs["video"], unet="image_unet"), "must be a UNet3DConditionModel")
+    rejects(replace(specs["video"], unet="image_unet"), "must be a UNet3DConditionModel or UNetMotionModel")
     rejects(replace(specs["image"], unet="video_unet"), "must be a UNet2DConditionModel")
     rejects(replace(specs["multiview"], unet="image_unet"), "projection class embedding")
 
 
-def test_nano_specs_share_all_but_the_unet_and_the_video_models_text_encoder() -> None:
+def test_nano_specs_share_all_but_the_unet_and_what_the_video_model_has_of_its_own() -> None:
     assert {role: spec.unet for role, spec in NANO.items()} == {r: f"{r}_unet" for r in ("multiview", "image", "video")}
     assert {role: s.text_encoder for role, s in NANO.items() if s.text_encoder != "text_encoder"} == {"video": "video_text_encoder"}
-    assert len({(s.source, s.vae, s.tokenizer, s.scheduler) for s in NANO.values()}) == 1
+    assert {role: s.scheduler for role, s in NANO.items() if s.scheduler != "scheduler"} == {"video": "video_scheduler"}
+    assert len({(s.source, s.vae, s.tokenizer) for s in NANO.values()}) == 1

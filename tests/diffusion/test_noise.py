@@ -12,7 +12,8 @@ from reference_guidance import betas_scaled_linear
 from fourdfy_cli.diffusion.noise import PREDICTIONS, Schedule, guided
 from fourdfy_cli.errors import FourdfyError
 
-STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+RANGE = {"beta_start": 0.00085, "beta_end": 0.012}
+STABLE = RANGE | {"beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
 
 def test_alphas_are_stable_diffusions() -> None:
@@ -37,6 +38,17 @@ def test_agrees_with_diffusers(kind: str, prediction: str) -> None:
     torch.testing.assert_close(ours.add(z, eps, t), theirs.add_noise(z, eps, t), rtol=1e-4, atol=1e-5)
     if prediction == "v_prediction":
         torch.testing.assert_close(ours.target(z, eps, t), theirs.get_velocity(z, eps, t), rtol=1e-4, atol=1e-5)
+
+
+def test_zero_terminal_snr_agrees_with_diffusers() -> None:
+    """The last level is noise alone: nothing of the latent in it, no division by nothing on the way back."""
+    theirs = DDIMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction", rescale_betas_zero_snr=True, **RANGE)
+    ours = Schedule.from_config(dict(theirs.config))
+    torch.testing.assert_close(ours.alphas_cumprod.float(), theirs.alphas_cumprod, rtol=2e-3, atol=1e-6)
+    assert ours.alphas_cumprod[-1] == 0 and (ours.alphas_cumprod.diff() < 0).all()
+    z, eps = torch.randn(2, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(ours.add(z, eps, 999), eps) and torch.equal(ours.x0(ours.target(z, eps, 999), eps, 999), z)
+    assert torch.equal(ours.eps(ours.target(z, eps, 999), eps, 999), eps)
 
 
 def test_flow_agrees_with_diffusers() -> None:

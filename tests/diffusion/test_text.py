@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fourdfy_cli.diffusion import text
 from fourdfy_cli.diffusion.models import ModelSpec
-from fourdfy_cli.diffusion.text import Texts, view_word
+from fourdfy_cli.diffusion.text import VIEW_WORDS, Texts, sayings, sector, view_word
 from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.nano import networks
 
@@ -90,6 +90,33 @@ def test_drawn_encoder_is_the_same_each_time(copied: ModelSpec) -> None:
 )
 def test_view_words(azimuth: float, words: str) -> None:
     assert view_word(float(azimuth), 45.0, 30.0) == f"{words} view"
+
+
+@pytest.mark.parametrize(
+    "azimuth, words",
+    [
+        *((azimuth, "front") for azimuth in (0, 22, -22, 359, 720)),
+        *((azimuth, "front left") for azimuth in (23, 45, 67)),
+        *((azimuth, "left") for azimuth in (68, 90, -270)),
+        (135, "back left"),
+        *((azimuth, "back") for azimuth in (180, -180, 160)),
+        *((azimuth, side) for azimuth, side in ((225, "back right"), (-90, "right"), (270, "right"), (300, "front right"))),
+    ],
+)
+def test_sectors(azimuth: float, words: str) -> None:
+    assert sector(float(azimuth)) == f"{words} view"
+
+
+def test_what_a_rule_can_say() -> None:
+    assert sayings(None) == () and sayings((45.0, 45.0)) == VIEW_WORDS
+    assert set(sayings("sectors")) == {sector(float(azimuth)) for azimuth in range(360)} and len(sayings("sectors")) == 8
+
+
+def test_texts_by_sector() -> None:
+    names = ["a cube", *(f"a cube, {words}" for words in sayings("sectors"))]
+    texts = Texts("a cube", {name: torch.full((2, 3), float(i)) for i, name in enumerate(names)})
+    azimuth = torch.deg2rad(torch.tensor([1.0, 44.0, 91.0, 180.0, -91.0]))
+    assert texts.facing(azimuth, "sectors")[:, 0, 0].tolist() == [1, 2, 3, 5, 7]
 
 
 def test_texts_by_camera() -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from reference_world import first_hit
 
+from fourdfy_cli.diffusion.text import sector
 from fourdfy_cli.nano import data, world
 from fourdfy_cli.nano.objects import COLOURS, OBJECTS
 from fourdfy_cli.nano.prompts import HELD_OUT, MOTIONS, Subject
@@ -89,7 +90,7 @@ def test_background_is_added_behind():
 
 def test_training_draws_leave_out_the_held_out_pairs():
     rng = np.random.default_rng(0)
-    seen = {(s.object, s.colour) for _ in range(4) for s in data.draw(rng, 256, 1, True, size=8).subjects}
+    seen = {(s.object, s.colour) for _ in range(4) for s in data.draw(rng, 256, 1, "clip", size=8).subjects}
     assert not seen & HELD_OUT and len(seen) == 80 - len(HELD_OUT)
     assert {o for o, _ in HELD_OUT} == set(OBJECTS) and len(HELD_OUT) / 80 == 0.15
     assert {c for _, c in HELD_OUT} == set(COLOURS)
@@ -97,7 +98,7 @@ def test_training_draws_leave_out_the_held_out_pairs():
 
 def test_drawn_views_and_clips():
     rng = np.random.default_rng(1)
-    views = data.draw(rng, 3, 4, moving=False, size=16)
+    views = data.draw(rng, 3, 4, "still", size=16)
     turn = (views.azimuth[:, 1:] - views.azimuth[:, :-1]) % 360
     assert views.rgb.shape == (3, 4, 3, 16, 16) and torch.allclose(turn, torch.full((3, 3), 90.0), atol=1e-3)
     assert views.rgb.min() >= -1 and views.rgb.max() <= 1
@@ -106,9 +107,22 @@ def test_drawn_views_and_clips():
     assert (clips.rgb[:, 1:] - clips.rgb[:, :-1]).abs().amax((2, 3, 4)).min() > 0.05  # it moves between any two frames
 
 
+def test_posed_draws_are_four_sides_of_one_moment_of_a_motion():
+    posed = data.draw(np.random.default_rng(5), 40, 4, "posed", size=32)
+    turn = (posed.azimuth[:, 1:] - posed.azimuth[:, :-1]) % 360
+    assert torch.allclose(turn, torch.full((40, 3), 90.0), atol=1e-3) and {s.motion for s in posed.subjects} == set(MOTIONS)
+    height = []  # of the middle of what is not background, in each picture; a jump lifts all four sides alike
+    for group, s in zip(posed.rgb, posed.subjects, strict=True):
+        rows = torch.stack([(p - p[:, :1, :1]).abs().sum(0) > 0.05 for p in group]).float().sum(2)
+        middle = 15.5 - (rows * torch.arange(32)).sum(1) / rows.sum(1)
+        height += [middle] if s.motion == "jumping" else []
+    heights = torch.stack(height)
+    assert heights.mean(1).max() - heights.mean(1).min() > 2 and (heights.amax(1) - heights.amin(1)).max() < 2.5
+
+
 def test_a_frozen_draw_is_the_same_thing_before_it_moves():
-    moving = data.draw(np.random.default_rng(3), 5, 4, moving=True, size=16)
-    frozen = data.draw(np.random.default_rng(3), 5, 4, moving=True, size=16, frozen=True)
+    moving = data.draw(np.random.default_rng(3), 5, 4, "clip", size=16)
+    frozen = data.draw(np.random.default_rng(3), 5, 4, "frozen", size=16)
     assert (
         frozen.rgb.shape == (5, 1, 3, 16, 16)
         and torch.equal(frozen.c2w, moving.c2w[:, :1])
@@ -122,8 +136,21 @@ def test_a_frozen_draw_is_the_same_thing_before_it_moves():
 def test_captions_say_only_what_is_true():
     rng = np.random.default_rng(0)
     captions = {data.caption(Subject("dog", "red", "jumping"), rng, 100.0) for _ in range(200)}
-    assert "" in captions and "a red dog jumping, side view" in captions
-    assert all(set(c.replace(",", "").split()) <= {"a", "red", "dog", "jumping", "side", "view"} for c in captions)
+    assert "" in captions and "a red dog jumping, left view" in captions
+    assert all(set(c.replace(",", "").split()) <= {"a", "red", "dog", "jumping", "left", "view"} for c in captions)
+    assert all(c.endswith("left view") for c in captions if c)
+    assert {data.caption(Subject("dog"), rng, 100.0, 0, 0, view=0) for _ in range(9)} == {"a dog"}
+
+
+def test_the_left_sector_sees_the_things_own_left():
+    """Beside a dog, at its left, its head is on the left of the picture; at its right, on the right."""
+    columns = {}
+    for azimuth in (90.0, 270.0):
+        shot = one_view(math.radians(azimuth), 0.0, 64)
+        alpha = truth(Subject("dog", "red"), shot).rgba[0, ..., 3]
+        top = np.flatnonzero(alpha.sum(1) > 0)[:4]  # rows: ears and head
+        columns[sector(azimuth)] = np.flatnonzero(alpha[top].sum(0) > 0).mean()
+    assert columns["left view"] < 28 and columns["right view"] > 36
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,145 @@
+"""What a video model makes of clips that stand still, or move half as far as they should: the figures to drive its training by.
+
+A clean estimate's deviation from its mean over frames is its motion. Its cosine to the true clip's says whether the model means the right
+motion, its length over the true one's how much of it. Its part that is even in time (the same backwards) and its odd part are also measured
+apart, each by the share of the true clip's that it holds: who cannot tell the frames' order has none of the odd one. Inputs are latents
+between the thing before it moves (0) and the true clip (1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fourdfy_cli.diffusion import models, text
+from fourdfy_cli.diffusion.models import Diffusion
+from fourdfy_cli.diffusion.noise import guided
+from fourdfy_cli.nano import exact
+from fourdfy_cli.nano.data import DISTANCE, ELEVATION, FOVY, GREY
+from fourdfy_cli.nano.networks import FRAMES, IMAGE_SIZE
+from fourdfy_cli.nano.objects import COLOURS, WITH_FRONT
+from fourdfy_cli.nano.prompts import MOTIONS, Subject
+from fourdfy_cli.scene.cameras import Shot, orbit_camera
+
+LEVELS = (0.2, 0.4, 0.6, 0.8, 0.95)  # of the T noise levels
+SHOWN = (0.2, 0.6, 0.95)  # of these, what the table has columns for
+INPUTS = {"still": 0.0, "half": 0.5}  # how far along each input is
+
+
+@dataclass(frozen=True)
+class Case:
+    """A clip [1 C F h w] and the same before it moves, what it shows, from where, over which grey, and its caption."""
+
+    clip: Tensor
+    frozen: Tensor
+    subject: Subject
+    shot: Shot
+    grey: float
+    caption: str
+
+
+def cases(model: Diffusion, motion: str, count: int, rule: exact.Rule, seed: int) -> list[Case]:
+    """`count` clips of things with a front, in turn, from random nano cameras, at times (k + 1/2) / F, so that frame F - 1 - k is frame k
+    backwards in time; captions with view words by `rule`."""
+    rng, made = np.random.default_rng((seed, MOTIONS.index(motion))), []
+    for k in range(count):
+        subject = Subject(WITH_FRONT[k % len(WITH_FRONT)], list(COLOURS)[rng.integers(len(COLOURS))], motion)
+        azimuth, elevation, distance, grey = (rng.uniform(*r) for r in ((0, 360), ELEVATION, DISTANCE, GREY))
+        full = torch.ones(FRAMES)
+        c2w = orbit_camera(math.radians(azimuth) * full, math.radians(elevation) * full, distance * full)
+        shot = Shot(c2w, math.radians(FOVY) * full, (torch.arange(FRAMES) + 0.5) / FRAMES, (IMAGE_SIZE, IMAGE_SIZE))
+        rest = Shot(c2w[:1], shot.fovy[:1], torch.zeros(1), shot.size)
+        clip, frozen = (exact.latents(model.vae, subject, s, grey).transpose(0, 1)[None] for s in (shot, rest))
+        words = text.view_word(azimuth, *rule) if isinstance(rule, tuple) else text.sector(azimuth)
+        caption = subject.text() if rule is None else text.worded(subject.text(), words)
+        made.append(Case(clip, frozen.expand_as(clip), subject, shot, grey, caption))
+    return made
+
+
+def motion_of(z: Tensor) -> Tensor:
+    """The deviation of clips [N C F h w] from their means over frames, as vectors [N ...]."""
+    return (z - z.mean(2, keepdim=True)).flatten(1)
+
+
+def alike(estimate: Tensor, clip: Tensor) -> tuple[float, float]:
+    """Cosine and length ratio of the motion of estimates [N C F h w] against the true clips', means over N; a still estimate has 0, 0."""
+    ours, theirs = motion_of(estimate), motion_of(clip)
+    length, true = ours.norm(dim=1), theirs.norm(dim=1)
+    cosine = (ours * theirs).sum(1) / (length * true).clamp_min(1e-12)
+    return cosine.mean().item(), (length / true).mean().item()
+
+
+def held(estimate: Tensor, clip: Tensor, sign: int) -> float:
+    """How much of the even (sign 1) or odd (-1) part of true clips' motion [N C F h w] is in the estimates', mean over N: the coefficient
+    of its projection."""
+    ours, theirs = (motion_of(z + sign * z.flip(2)) for z in (estimate, clip))
+    return ((ours * theirs).sum(1) / theirs.square().sum(1).clamp_min(1e-12)).mean().item()
+
+
+@torch.no_grad()
+def learned(model: Diffusion, among: list[Case], states: dict[str, Tensor], scale: float) -> exact.Estimate:
+    """What the network says of all cases at once, guided by `scale`."""
+    cond, uncond = torch.stack([states[c.caption] for c in among]), states[""][None]
+
+    def estimate(z_t: Tensor, t: int) -> Tensor:
+        if scale == 1:
+            return model.schedule.x0(models.predict(model.unet, z_t, t, cond), z_t, t)
+        return model.schedule.x0(guided(*model.predict(z_t, t, cond, uncond), scale), z_t, t)
+
+    return estimate
+
+
+def posteriors(model: Diffusion, among: list[Case], rule: exact.Rule, seed: int) -> dict[str, exact.Estimate]:
+    """The posterior means of each case over what fits its caption (exact.py)."""
+    rng = np.random.default_rng(seed)
+    known = [exact.candidates(model, c.subject, c.shot, rule, rng, c.grey) for c in among]
+
+    def over(moved: tuple[float, ...]) -> exact.Estimate:
+        return lambda z_t, t: torch.cat([k.mean(model, z_t[i : i + 1], t, moved) for i, k in enumerate(known)])
+
+    return {"posterior": over((1.0,)), "damped": over(exact.MOVED)}
+
+
+@torch.no_grad()
+def rows(model: Diffusion, among: list[Case], estimate: exact.Estimate, seed: int) -> list[dict[str, Any]]:
+    """A row for each of INPUTS: "cosine length" at each of SHOWN, the even and odd parts held (means over LEVELS), and under "levels" all
+    of it at each of LEVELS."""
+    clip, frozen = torch.cat([c.clip for c in among]), torch.cat([c.frozen for c in among])
+    made = []
+    for name, share in INPUTS.items():
+        row: dict[str, Any] = {"input": name, "levels": []}
+        for level in LEVELS:
+            t = int(level * len(model.schedule))
+            eps = torch.randn(clip.shape, generator=torch.Generator().manual_seed(seed))
+            z = estimate(model.schedule.add(frozen + share * (clip - frozen), eps, t), t)
+            cosine, length = alike(z, clip)
+            both = {"even": held(z, clip, 1), "odd": held(z, clip, -1)}
+            row["levels"].append({"level": level, "cosine": cosine, "length": length} | both)
+            if level in SHOWN:
+                row[f"t {level:g}"] = f"{cosine:.2f} {length:.2f}".replace("0.", ".")
+        made.append(row | {part: round(float(np.mean([e[part] for e in row["levels"]])), 2) for part in ("even", "odd")})
+    return made
+
+
+def probe(
+    model: Diffusion, rule: exact.Rule, count: int = 12, scale: float = 1.0, seed: int = 0, ceiling: bool = False, report: Callable = print
+) -> list[dict[str, Any]]:
+    """Rows of cosines and lengths per motion and input, of the model and, with `ceiling`, of the posterior means in its place."""
+    table = []
+    for motion in MOTIONS:
+        among = cases(model, motion, count, rule, seed)
+        captions = sorted({c.caption for c in among} | {""})
+        states = dict(zip(captions, text.encode(model.spec, captions, "cpu"), strict=True))
+        judges = {"learned": learned(model, among, states, scale)}
+        if ceiling:
+            judges |= posteriors(model, among, rule, seed)
+        for judge, estimate in judges.items():
+            table += [{"judge": judge, "motion": motion} | row for row in rows(model, among, estimate, seed)]
+        report(f"probed {motion}")
+    return table
