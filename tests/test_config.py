@@ -111,8 +111,8 @@ def test_view_words_are_thresholds_or_sectors():
         made = config.from_dict(values)
         assert made.stage1.image.view_words == (tuple(said) if isinstance(said, list) else said)
         assert config.from_dict(config.to_dict(made)) == made
-    values["image"]["scores"][0]["view_words"] = "sides"
-    with pytest.raises(FourdfyError, match="view_words is one of sectors, not 'sides'"):
+    values["stage1"]["image"]["view_words"] = "sides"
+    with pytest.raises(FourdfyError, match="view_words wants one of sectors, not 'sides'"):
         config.from_dict(values)
 
 
