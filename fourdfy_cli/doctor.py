@@ -20,6 +20,7 @@ from pathlib import Path
 from fourdfy_cli.diffusion import hub
 from fourdfy_cli.diffusion.table import ROLES, row
 from fourdfy_cli.errors import FourdfyError
+from fourdfy_cli.output.ffmpeg import probe
 
 PYTHON = (3, 10)
 PACKAGES = {  # module: (distribution, lowest version that works)
@@ -133,7 +134,9 @@ def ffmpeg() -> Check:
         binary = importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
     except (ImportError, RuntimeError, OSError) as error:
         return Check("ffmpeg", "missing", _line(error), True, "pip install --force-reinstall imageio-ffmpeg")
-    return Check("ffmpeg", "ok", binary, True)
+    if failure := probe():
+        return Check("ffmpeg", "missing", failure.message, True, failure.hint)
+    return Check("ffmpeg", "ok", f"{binary}, makes and reads videos", True)
 
 
 def nano() -> Check:

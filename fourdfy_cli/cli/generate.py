@@ -104,7 +104,7 @@ def _out(run: options.Run, prompt: str, seed: int, resume: Path) -> Path:
 
 def _run(prompt: str, recipe: Recipe, run: options.Run, stages: tuple[int, ...], resume: Path | None) -> None:
     """Show the recipe (--dry-run), or check what can be checked beforehand, then train and list what was written."""
-    output = run.output
+    output, run = run.output, replace(run, out=run.out.expanduser())  # a shell leaves the ~ of FOURDFY_OUT as it is
     seed = run.seed or 0
     if run.dry_run:
         about = {"prompt": prompt, "seed": seed, "out": str(run.out), "device": run.device}

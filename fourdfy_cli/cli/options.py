@@ -20,6 +20,7 @@ import typer
 
 from fourdfy_cli.console import Output
 from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
+from fourdfy_cli.output.textfile import read_text
 
 if TYPE_CHECKING:  # the recipe's many classes take their time: not for --help
     from fourdfy_cli.config import Recipe
@@ -30,7 +31,7 @@ MODELS = ("auto", "paper", "nano", "random")
 SIZES = ("full", "tiny")
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to make, in words.", show_default=False)]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Every draw comes from this number.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Every draw comes from this number.")]
 Device = Annotated[str, typer.Option("--device", envvar="FOURDFY_DEVICE", help="cpu, cuda or cuda:N.")]
 RunDevice = Annotated[
     str | None,
@@ -75,7 +76,8 @@ class Run(Common):
     ] = field(default_factory=list)
     out: Annotated[Path, typer.Option("--out", envvar="FOURDFY_OUT", help="Folder that gets the run's folder.")] = Path("outputs")
     seed: Annotated[
-        int | None, typer.Option("--seed", envvar="FOURDFY_SEED", min=0, help="Every draw comes from this number.", show_default="0")
+        int | None,
+        typer.Option("--seed", envvar="FOURDFY_SEED", min=0, max=2**63 - 1, help="Every draw comes from this number.", show_default="0"),
     ] = None
     device: RunDevice = None
     vram: Annotated[
@@ -207,8 +209,8 @@ def file_settings() -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        values = tomllib.loads(FILE.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = tomllib.loads(read_text(FILE))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise FourdfyError(f"{FILE}: {error}", f"cat {FILE}", USAGE) from None
     for key, value in values.items():
         if key not in FILE_KEYS:

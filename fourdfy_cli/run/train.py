@@ -23,9 +23,9 @@ from fourdfy_cli.diffusion import sets
 from fourdfy_cli.diffusion.lora import load_lora_state, trainable
 from fourdfy_cli.errors import DIVERGED, FAILURE, INTERRUPTED, STOPPED, FourdfyError
 from fourdfy_cli.guidance.base import Guidance
-from fourdfy_cli.guidance.build import build
+from fourdfy_cli.guidance.build import build, cut_texts
 from fourdfy_cli.memory import Machine
-from fourdfy_cli.output import render
+from fourdfy_cli.output import ffmpeg, render
 from fourdfy_cli.run.keeper import Keeper, load_optimizer, lora_network
 from fourdfy_cli.run.progress import Events, Pace
 from fourdfy_cli.run.signals import StopSignals
@@ -101,6 +101,7 @@ def run(
 def run_stages(current: Run, stages: tuple[int, ...], events: Events, signals: StopSignals, lock: RunLock) -> Path | None:
     """All stages, then the orbit; whatever ends a run, run.json tells it truly."""
     try:
+        prepare(current, stages, events)
         for stage in stages:
             if stage > current.stage:
                 current.stage, current.step, current.optimizer_state = stage, 0, None
@@ -110,9 +111,22 @@ def run_stages(current: Run, stages: tuple[int, ...], events: Events, signals: S
         return finish(current, stages, events)
     except BaseException as error:
         code = error.code if isinstance(error, FourdfyError) else INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILURE
+        if not current.folder.is_dir():
+            lock.beat()  # says that the folder is gone
         with contextlib.suppress(FourdfyError, OSError):
             write_about(current, "interrupted" if code in STOPPED else "failed", str(error) or type(error).__name__)
         raise
+
+
+def prepare(current: Run, stages: tuple[int, ...], events: Events) -> None:
+    """What would stop or mislead a run hours later, before its first step: a prompt that is longer than a text encoder reads is told
+    of. Raises FourdfyError: exit 3 for models that are missing, or an ffmpeg that cannot make the video."""
+    branches = list(dict.fromkeys(branch for stage in stages for branch in current.recipe.stage(stage).chances()))
+    specs = sets.specs(current.recipe.models, sets.roles(branches, current.recipe.vsd))
+    for line in cut_texts(current.recipe, current.text, specs, branches):
+        events.note(line)
+    if 3 in stages and (missing := ffmpeg.probe()):
+        raise missing
 
 
 def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: StopSignals, lock: RunLock) -> bool:

@@ -1,0 +1,77 @@
+"""Files appear whole, or not at all; no link is followed; what the disk says is told."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from fourdfy_cli.errors import FAILURE, FourdfyError
+from fourdfy_cli.store.files import replacing, sweep
+from fourdfy_cli.store.folder import Metrics, read_json, write_json
+
+
+def test_whole_or_not_at_all(tmp_path: Path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert read_json(path) == {"a": 1} and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_link_in_the_way_is_replaced_not_followed(tmp_path: Path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "run.json").symlink_to(victim)
+    write_json(tmp_path / "run.json", {"a": 1})
+    assert victim.read_text() == "mine" and not (tmp_path / "run.json").is_symlink()
+
+
+def test_a_temporary_name_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("secrets.token_hex", lambda n: "ab")
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / f".tmp-{os.getpid()}-ab-run.json").symlink_to(victim)
+    with pytest.raises(FourdfyError) as caught:
+        write_json(tmp_path / "run.json", {"a": 1})
+    assert caught.value.code == FAILURE and victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_what_the_disk_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int):
+    write_json(tmp_path / "run.json", {"old": 1})
+
+    def full(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FourdfyError, match=os.strerror(number)) as caught:
+        write_json(tmp_path / "run.json", {"new": 1})
+    assert caught.value.code == FAILURE and read_json(tmp_path / "run.json") == {"old": 1} and os.listdir(tmp_path) == ["run.json"]
+
+
+def test_sweep_leaves_the_living_alone(tmp_path: Path):
+    mine, theirs = tmp_path / f".tmp-{os.getpid()}-aa-a.pt", tmp_path / ".tmp-999999999-aa-a.pt"
+    mine.touch(), theirs.touch()
+    sweep(tmp_path)
+    assert mine.exists() and not theirs.exists()
+
+
+def test_numbers_that_json_lacks_become_null(tmp_path: Path):
+    write_json(tmp_path / "a.json", {"a": [math.nan, math.inf, 1.5], "b": {"c": -math.inf}})
+    assert json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail) == {"a": [None, None, 1.5], "b": {"c": None}}
+    metrics = Metrics(tmp_path / "metrics.jsonl", 1, 0)
+    metrics.write({"stage": 1, "step": 0, "loss": math.nan})
+    metrics.close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)["loss"] is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000])
+def test_what_is_no_object_is_none(tmp_path: Path, content: bytes):
+    (tmp_path / "a.json").write_bytes(content)
+    assert read_json(tmp_path / "a.json") is None
