@@ -26,7 +26,7 @@ from fourdfy_cli.nano.prompts import HELD_OUT, MOTIONS, parse
 from fourdfy_cli.output import render
 from fourdfy_cli.store.folder import read_json
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROMPTS = ["a red dog jumping", "a red cube"]
 
 
