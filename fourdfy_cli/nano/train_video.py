@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from fourdfy_cli.diffusion.convolutions import flatten_convolutions
+from fourdfy_cli.diffusion.text import load_encoder
 from fourdfy_cli.nano import data, networks
 from fourdfy_cli.nano.fit import Fit, Plan
 from fourdfy_cli.nano.latents import Captions, cache, decode_subject, noised
@@ -49,7 +50,7 @@ def inflate(image: UNet2DConditionModel) -> UNetMotionModel:
 def attentive(base: Path) -> CLIPTextModel:
     """The video model's own text encoder: the shared one, its motion words drawn anew. That one learned with still pictures, where a
     motion word is idle talk (data.caption), to hear none of them: "jumping" and "swaying" are 6 % of "red" and "blue" apart."""
-    tokens, encoder = CLIPTokenizer.from_pretrained(base / "tokenizer"), CLIPTextModel.from_pretrained(base / "text_encoder").float()
+    tokens, encoder = CLIPTokenizer.from_pretrained(base / "tokenizer"), load_encoder(base / "text_encoder", "cpu").requires_grad_(True)
     ids = [tokens(word, add_special_tokens=False).input_ids[0] for word in MOTIONS]
     words: Any = encoder.get_input_embeddings()
     with torch.no_grad():

@@ -123,8 +123,17 @@ def test_a_strangers_checkpoint_names_both(tmp_path: Path, stopped: Path):
     assert caught.value.code == USAGE
 
 
+@pytest.fixture
+def listening():
+    """No signal is ignored, as SIGHUP is under nohup."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in CODES}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", list(CODES))
-def test_every_signal_saves_and_tells_its_code(tmp_path: Path, number: int):
+def test_every_signal_saves_and_tells_its_code(tmp_path: Path, number: int, listening: None):
     with pytest.raises(FourdfyError) as caught:
         go(tmp_path, Watch(1, number))
     assert caught.value.code == CODES[number] and caught.value.code in STOPPED
