@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import re
 import shutil
@@ -21,6 +22,7 @@ from fourdfy_cli.diffusion import hub
 from fourdfy_cli.diffusion.table import ROLES, row
 from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.output.ffmpeg import probe
+from fourdfy_cli.run import processors as available
 
 PYTHON = (3, 10)
 PACKAGES = {  # module: (distribution, lowest version that works)
@@ -61,6 +63,7 @@ def examine() -> Iterator[Check]:
     yield nano()
     yield from hub_cache()
     yield from (model(role) for role in ROLES)
+    yield processors()
     yield disk()
     yield from (optional(module) for module in PARTS)
 
@@ -175,6 +178,15 @@ def model(role: str) -> Check:
         return Check(part, "missing", f"{name}, {hub.missing_bytes(role) / 1e9:.1f} GB to download", mend=f"fourdfy models pull {role}")
     except (FourdfyError, ImportError) as error:
         return Check(part, "missing", _line(error), mend=f"fourdfy models pull {role}")
+
+
+def processors() -> Check:
+    """How many this process may use, and whether others are busy on them."""
+    count, load = available.allowed(), os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
+    told = f"{count} of {os.cpu_count()} may be used, load {load:.1f}"
+    if load < 1:
+        return Check("processors", "ok", told)
+    return Check("processors", "note", f"{told}: others compute here, everything takes longer", mend="fourdfy generate PROMPT --threads 1")
 
 
 def disk() -> Check:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -38,12 +38,13 @@ class Chunks:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how a run computes: a torch device, the GB to stay within (None: what the card has; on a CPU, no bound), and a
-    backend of `kernels.NAMES`."""
+    """Where and how a run computes: a torch device, the GB to stay within (None: what the card has; on a CPU, no bound), a backend of
+    `kernels.NAMES`, and what says at the start of each stage how many CPU threads to compute with (None: as torch is set)."""
 
     device: str = "cpu"
     vram: float | None = None
     backend: str = "auto"
+    threads: Callable[[], int] | None = None
 
     def gigabytes(self) -> float | None:
         if self.vram is not None or self.device == "cpu":

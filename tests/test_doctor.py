@@ -35,7 +35,7 @@ def test_this_machine_is_ready(capsys: pytest.CaptureFixture[str]):
     data = json.loads(capsys.readouterr().out)["data"]
     checks = {check["part"]: check for check in data["checks"]}
     assert data["ready"] is True and list(Path.cwd().iterdir()) == []
-    assert {"python", "torch", "gpu", "disk", "ffmpeg", "hub cache", "hub token", *doctor.PARTS} <= set(checks)
+    assert {"python", "torch", "gpu", "processors", "disk", "ffmpeg", "hub cache", "hub token", *doctor.PARTS} <= set(checks)
     assert {f"models: {role}" for role in (*ROLES, "nano")} <= set(checks)
     assert all(check["mend"] for check in checks.values() if check["state"] == "missing")
     assert all(checks[f"models: {role}"]["mend"] == f"fourdfy models pull {role}" for role in ROLES)

@@ -65,8 +65,9 @@ def ablate(prompts: Prompts, wanted: Ablate) -> None:
 
     clip = wanted.clip or ("nano" if recipe.models.set == "nano" else "ViT-B-32")
     task = library.Ablation(texts, names, recipe, wanted.out, seed, clip)
+    machine = Machine(device, wanted.vram, wanted.backend, wanted.spare())
     with wanted.output.events() as events:
-        data = library.run(task, Machine(device, wanted.vram, wanted.backend), events)
+        data = library.run(task, machine, events)
     shown = data if wanted.json else {key: value for key, value in data.items() if key != "runs"}
     shown |= {"files": [wanted.out / f"ablate.{suffix}" for suffix in ("json", "md", "png")]}
     if not data["failed"]:

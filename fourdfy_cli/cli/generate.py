@@ -104,6 +104,7 @@ def _out(run: options.Run, prompt: str, seed: int, resume: Path) -> Path:
 
 def _run(prompt: str, recipe: Recipe, run: options.Run, stages: tuple[int, ...], resume: Path | None) -> None:
     """Show the recipe (--dry-run), or check what can be checked beforehand, then train and list what was written."""
+    spare = run.spare()
     output, run = run.output, replace(run, out=run.out.expanduser())  # a shell leaves the ~ of FOURDFY_OUT as it is
     seed = run.seed or 0
     if run.dry_run:
@@ -123,7 +124,7 @@ def _run(prompt: str, recipe: Recipe, run: options.Run, stages: tuple[int, ...],
     from fourdfy_cli.run.train import run as train
 
     with output.events() as events:
-        result = train(prompt, recipe, run.out, seed, stages, resume, Machine(device, run.vram, run.backend), events)
+        result = train(prompt, recipe, run.out, seed, stages, resume, Machine(device, run.vram, run.backend, spare), events)
     if not run.json:
         output.note("wrote " + " ".join(str(path) for path in result.files))
     output.finish({"run_dir": result.run_dir, "checkpoint": result.checkpoint, "video": result.video, "seconds": result.seconds})

@@ -219,8 +219,9 @@ def bench(prompts: Prompts, wanted: Bench) -> None:
     from fourdfy_cli.evaluate import benchmark as library
     from fourdfy_cli.memory import Machine
 
+    machine = Machine(device, wanted.vram, wanted.backend, wanted.spare())
     with wanted.output.events() as events:
-        data = library.run(library.Task(texts, recipe, wanted.out, seed), Machine(device, wanted.vram, wanted.backend), events)
+        data = library.run(library.Task(texts, recipe, wanted.out, seed), machine, events)
     files = {"files": [wanted.out / "bench.json", wanted.out / "bench.png"]}
     wanted.output.finish((data if wanted.json else library.shown(data)) | files)
 

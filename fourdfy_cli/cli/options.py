@@ -21,6 +21,7 @@ import typer
 from fourdfy_cli.console import Output
 from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
 from fourdfy_cli.output.textfile import read_text
+from fourdfy_cli.run.processors import Crowd, limit
 
 if TYPE_CHECKING:  # the recipe's many classes take their time: not for --help
     from fourdfy_cli.config import Recipe
@@ -46,10 +47,18 @@ class Common:
     context: Any  # Typer asks for typer.Context and hands over click's, its base class
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", envvar="FOURDFY_THREADS", min=1, max=1024, help="Of the CPU.", show_default="what others leave free"),
+    ] = None
 
     @property
     def output(self) -> Output:
         return self.context.obj
+
+    def spare(self) -> Callable[[], int] | None:
+        """What says how many threads others leave free, watched from now on; None if the number was told."""
+        return Crowd().spare if self.threads is None and "OMP_NUM_THREADS" not in os.environ else None
 
     def given(self, name: str) -> bool:
         """Whether an option was typed, or set in the environment."""
@@ -108,6 +117,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def typed(**values: Any) -> None:
         options = group(**{f.name: values.pop(f.name) for f in dataclasses.fields(group)})
+        limit(options.threads)
         command(**values, **{name: options})
 
     keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]

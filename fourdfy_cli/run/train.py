@@ -105,6 +105,8 @@ def run_stages(current: Run, stages: tuple[int, ...], events: Events, signals: S
         for stage in stages:
             if stage > current.stage:
                 current.stage, current.step, current.optimizer_state = stage, 0, None
+            if current.machine.threads is not None:
+                torch.set_num_threads(current.machine.threads())
             unfinished = current.step < current.recipe.stage(stage).steps or not current.finished(stage).exists()
             while stage == current.stage and unfinished:  # stopped at its last step, a stage still has its checkpoint to write
                 unfinished = not run_stage(current, stages, events, signals, lock)
