@@ -172,9 +172,19 @@ def _tell(common: options.Common, found: dict[str, Any] | None, problems: list[F
     raise problems[-1]
 
 
+Verify = Annotated[bool, typer.Option("--verify", help="Read every checkpoint of the run, run.json and metrics.jsonl to the end.")]
+
+
 @options.grouped
-def info(source: Source, common: options.Common) -> None:
+def info(source: Source, common: options.Common, verify: Verify = False) -> None:
     """What a checkpoint holds, and what to type next; verifies it on the way."""
+    if verify:
+        from fourdfy_cli.run.verify import damaged, examine
+
+        found = examine(source)
+        if error := damaged(source, found):
+            raise error
+        return common.output.finish({"files": {name: "whole" for name in found}})
     from fourdfy_cli.config import from_dict
     from fourdfy_cli.output.render import locate
     from fourdfy_cli.store.checkpoint import load

@@ -153,8 +153,6 @@ def run(arguments: list[str], given: bytes = b"") -> tuple[int, bytes, list[str]
     """Exit code, stdout and what it said of an ffmpeg that is done in a moment. Raises FourdfyError (exit 3) if it is not."""
     try:
         ended = subprocess.run([ffmpeg(), "-hide_banner", *arguments], input=given, capture_output=True, timeout=PATIENCE)
-        if ended.returncode < 0:  # a signal ended it: a crash that is rarely repeated
-            ended = subprocess.run(ended.args, input=given, capture_output=True, timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         raise FourdfyError(f"ffmpeg does not answer in {PATIENCE} seconds", mend(), ENVIRONMENT) from None
     except OSError as error:
