@@ -6,6 +6,8 @@ import ast
 import graphlib
 import re
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -216,3 +218,17 @@ def test_no_commented_out_code(name: str):
             with pytest.raises(SyntaxError):
                 ast.parse(found.group(1))
                 pytest.fail(f"{name}:{number} looks like code: {line.strip()}")
+
+
+def test_no_module_wants_what_only_posix_has():
+    """Every module is imported as on Windows, where resource, fcntl, pwd, grp and termios are not."""
+    names = [f"fourdfy_cli.{n[:-3].replace('/', '.').removesuffix('.__init__')}" for n in TREES if n != "kernels/triton_hashgrid.py"]
+    code = (
+        "import importlib, sys\n"
+        "import torch, diffusers, transformers, numba, peft, open_clip, huggingface_hub, typer, rich\n"  # how they do it is their affair
+        "sys.modules |= dict.fromkeys(('resource', 'fcntl', 'pwd', 'grp', 'termios'))\n"
+        "[importlib.import_module(name) for name in sys.argv[1:]]\n"
+        "from fourdfy_cli.run.progress import peak_memory; assert peak_memory() == 0\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
