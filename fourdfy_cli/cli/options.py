@@ -30,6 +30,7 @@ FILE = Path("fourdfy.toml")
 FILE_KEYS = {"preset": str, "models": str, "out": str, "seed": int, "device": str, "set": dict}
 MODELS = ("auto", "paper", "nano", "random")
 SIZES = ("full", "tiny")
+TOLD = "fourdfy: the number of threads was told"
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to make, in words.", show_default=False)]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Every draw comes from this number.")]
@@ -58,7 +59,7 @@ class Common:
 
     def spare(self) -> Callable[[], int] | None:
         """What says how many threads others leave free, watched from now on; None if the number was told."""
-        return Crowd().spare if self.threads is None and "OMP_NUM_THREADS" not in os.environ else None
+        return None if self.context.meta[TOLD] else Crowd().spare
 
     def given(self, name: str) -> bool:
         """Whether an option was typed, or set in the environment."""
@@ -117,7 +118,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def typed(**values: Any) -> None:
         options = group(**{f.name: values.pop(f.name) for f in dataclasses.fields(group)})
-        limit(options.threads)
+        options.context.meta[TOLD] = limit(options.threads)
         command(**values, **{name: options})
 
     keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]

@@ -15,14 +15,17 @@ from pathlib import Path
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-def limit(threads: int | None) -> None:
-    """Before torch is loaded: the threads it computes with. None: OMP_NUM_THREADS as it stands, else all that are allowed."""
-    if threads is None and "OMP_NUM_THREADS" not in os.environ and allowed() < (os.cpu_count() or 1):
+def limit(threads: int | None) -> bool:
+    """Before torch is loaded: the threads it computes with. None: OMP_NUM_THREADS as it stands, else all that are allowed.
+    Returns whether the user told a number."""
+    told = threads is not None or "OMP_NUM_THREADS" in os.environ
+    if not told and allowed() < (os.cpu_count() or 1):
         threads = allowed()
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(threads)
+    return told
 
 
 def allowed() -> int:

@@ -118,3 +118,17 @@ def test_the_number_is_heard_before_torch_is_loaded(told: list[str], told_by_env
 def test_bad_counts(told: str):
     ended = subprocess.run([sys.executable, "-m", "fourdfy_cli", "info", "x.pt", "--threads", told], capture_output=True, text=True)
     assert ended.returncode == 2 and "--threads" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_a_quota_is_no_number_that_was_told(monkeypatch: pytest.MonkeyPatch):
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert processors.limit(None) and os.environ["OMP_NUM_THREADS"] == "5"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(processors, "allowed", lambda: 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    try:
+        assert not processors.limit(None) and os.environ["OMP_NUM_THREADS"] == "1" and torch.get_num_threads() == 1
+        assert processors.limit(2) and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
