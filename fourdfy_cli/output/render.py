@@ -193,7 +193,7 @@ def locate(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
-    found = [path / name for name in ("last.pt", "last.prev.pt", "stage3.pt", "stage2.pt", "stage1.pt") if (path / name).is_file()]
+    found = [path / name for name in checkpoint.NAMES if (path / name).is_file()]
     if not found:
         raise FourdfyError(f"there is no checkpoint in {path}", typed("ls", path), USAGE)
     for candidate in found[:-1]:

@@ -77,9 +77,10 @@ class Crowd:
     @staticmethod
     def _now() -> tuple[float, float, float]:
         """When, and the processor seconds so far of everybody and of this process and its children."""
-        words = _words(Path("/proc/stat"))
-        tick = os.sysconf("SC_CLK_TCK") if words else 1
-        everybody = sum(int(words[place]) for place in (1, 3, 6, 7)) / tick if words else math.nan  # user, system, irq, softirq
+        words = _words(Path("/proc/stat"))[:8]
+        known = len(words) == 8 and words[0] == "cpu"
+        # user, system, irq and softirq, without what is niced or idle
+        everybody = sum(int(words[place]) for place in (1, 3, 6, 7)) / os.sysconf("SC_CLK_TCK") if known else math.nan
         counted = not hasattr(os, "getpriority") or os.getpriority(os.PRIO_PROCESS, 0) <= 0  # are we among everybody?
         return time.monotonic(), everybody, sum(os.times()[:4]) if counted else 0.0
 

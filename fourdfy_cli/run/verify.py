@@ -16,15 +16,13 @@ from fourdfy_cli.output.textfile import typed
 from fourdfy_cli.store import checkpoint
 from fourdfy_cli.store.folder import read_json
 
-CHECKPOINTS = ("last.pt", "last.prev.pt", "stage3.pt", "stage2.pt", "stage1.pt")
-
 
 def examine(source: Path) -> dict[str, str]:
     """What is wrong with each file of a run folder, or with one checkpoint; "" where nothing is. Nothing is changed.
 
     Raises FourdfyError (exit 2) where there is no checkpoint.
     """
-    paths = [path for name in CHECKPOINTS if os.path.lexists(path := source / name)] if source.is_dir() else [source]
+    paths = [path for name in checkpoint.NAMES if os.path.lexists(path := source / name)] if source.is_dir() else [source]
     if not paths or not os.path.lexists(paths[0]):
         raise FourdfyError(f"there is no checkpoint in {source}", typed("ls", source), USAGE)
     found, owners, steps = {}, {}, {}
@@ -90,7 +88,7 @@ def _metrics(path: Path, steps: dict[int, int]) -> str:
         try:
             row = json.loads(line)
             following = int(row["stage"]), int(row["step"])
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             if number == len(lines):
                 break
             return f"line {number} cannot be read"

@@ -33,6 +33,7 @@ FORMAT = "fourdfy"
 HEADER = ("format", "version", "digest")
 REQUIRED = {"prompt": str, "seed": int, "recipe": dict, "stage": int, "step": int, "scene": dict}
 LAST, PREVIOUS = "last.pt", "last.prev.pt"
+NAMES = (LAST, PREVIOUS, "stage3.pt", "stage2.pt", "stage1.pt")  # of a run folder, the newest first
 SPARE = 16e6  # bytes that stay free on the disk
 # What zipfile and torch.load raise on a damaged or foreign file.
 UNREADABLE = (
@@ -133,7 +134,7 @@ def recover(folder: Path, note: Callable[[str], None] = lambda _: None) -> dict[
     sweep(folder)
     whole: list[dict[str, Any]] = []
     failures: list[FourdfyError] = []
-    for path in (folder / name for name in (LAST, PREVIOUS, "stage3.pt", "stage2.pt", "stage1.pt")):
+    for path in (folder / name for name in NAMES):
         if not os.path.lexists(path):
             continue
         try:
