@@ -61,13 +61,11 @@ def ablate(prompts: Prompts, wanted: Ablate) -> None:
 
         drawn = dict.fromkeys(branch for each in recipes.values() for number in (1, 2, 3) for branch in each.stage(number).chances())
         hub.refuse_non_commercial(recipe.models, sets.roles(drawn, recipe.vsd))
-    from fourdfy_cli.memory import Machine
 
     clip = wanted.clip or ("nano" if recipe.models.set == "nano" else "ViT-B-32")
     task = library.Ablation(texts, names, recipe, wanted.out, seed, clip)
-    machine = Machine(device, wanted.vram, wanted.backend, wanted.spare())
     with wanted.output.events() as events:
-        data = library.run(task, machine, events)
+        data = library.run(task, wanted.machine(device), events)
     shown = data if wanted.json else {key: value for key, value in data.items() if key != "runs"}
     shown |= {"files": [wanted.out / f"ablate.{suffix}" for suffix in ("json", "md", "png")]}
     if not data["failed"]:

@@ -104,7 +104,6 @@ def _out(run: options.Run, prompt: str, seed: int, resume: Path) -> Path:
 
 def _run(prompt: str, recipe: Recipe, run: options.Run, stages: tuple[int, ...], resume: Path | None) -> None:
     """Show the recipe (--dry-run), or check what can be checked beforehand, then train and list what was written."""
-    spare = run.spare()
     output, run = run.output, replace(run, out=run.out.expanduser())  # a shell leaves the ~ of FOURDFY_OUT as it is
     seed = run.seed or 0
     if run.dry_run:
@@ -120,11 +119,10 @@ def _run(prompt: str, recipe: Recipe, run: options.Run, stages: tuple[int, ...],
     if run.models in (None, "auto"):
         why = "a GPU is here" if recipe.models.set == "paper" else "small ones that come with this package, for CPUs"
         output.note(f"models: {recipe.models.set} ({why})")
-    from fourdfy_cli.memory import Machine
     from fourdfy_cli.run.train import run as train
 
     with output.events() as events:
-        result = train(prompt, recipe, run.out, seed, stages, resume, Machine(device, run.vram, run.backend, spare), events)
+        result = train(prompt, recipe, run.out, seed, stages, resume, run.machine(device), events)
     if not run.json:
         output.note("wrote " + " ".join(str(path) for path in result.files))
     output.finish({"run_dir": result.run_dir, "checkpoint": result.checkpoint, "video": result.video, "seconds": result.seconds})

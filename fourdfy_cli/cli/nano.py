@@ -217,11 +217,9 @@ def bench(prompts: Prompts, wanted: Bench) -> None:
     device = options.device(wanted, recipe)
     options.check_writable(wanted.out)
     from fourdfy_cli.evaluate import benchmark as library
-    from fourdfy_cli.memory import Machine
 
-    machine = Machine(device, wanted.vram, wanted.backend, wanted.spare())
     with wanted.output.events() as events:
-        data = library.run(library.Task(texts, recipe, wanted.out, seed), machine, events)
+        data = library.run(library.Task(texts, recipe, wanted.out, seed), wanted.machine(device), events)
     files = {"files": [wanted.out / "bench.json", wanted.out / "bench.png"]}
     wanted.output.finish((data if wanted.json else library.shown(data)) | files)
 

@@ -25,12 +25,13 @@ from fourdfy_cli.run.processors import Crowd, limit
 
 if TYPE_CHECKING:  # the recipe's many classes take their time: not for --help
     from fourdfy_cli.config import Recipe
+    from fourdfy_cli.memory import Machine
 
 FILE = Path("fourdfy.toml")
 FILE_KEYS = {"preset": str, "models": str, "out": str, "seed": int, "device": str, "set": dict}
 MODELS = ("auto", "paper", "nano", "random")
 SIZES = ("full", "tiny")
-TOLD = "fourdfy: the number of threads was told"
+SPARE = "fourdfy: how many threads others leave free"
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to make, in words.", show_default=False)]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Every draw comes from this number.")]
@@ -56,10 +57,6 @@ class Common:
     @property
     def output(self) -> Output:
         return self.context.obj
-
-    def spare(self) -> Callable[[], int] | None:
-        """What says how many threads others leave free, watched from now on; None if the number was told."""
-        return None if self.context.meta[TOLD] else Crowd().spare
 
     def given(self, name: str) -> bool:
         """Whether an option was typed, or set in the environment."""
@@ -102,6 +99,11 @@ class Run(Common):
     ] = False
     full: Annotated[bool, typer.Option("--full", help="With --dry-run: every setting of the recipe with its source, too.")] = False
 
+    def machine(self, device: str) -> Machine:
+        from fourdfy_cli.memory import Machine
+
+        return Machine(device, self.vram, self.backend, self.context.meta[SPARE])
+
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """A Typer command from a function one of whose parameters is a dataclass of options: each field becomes an option."""
@@ -118,7 +120,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def typed(**values: Any) -> None:
         options = group(**{f.name: values.pop(f.name) for f in dataclasses.fields(group)})
-        options.context.meta[TOLD] = limit(options.threads)
+        options.context.meta[SPARE] = None if limit(options.threads) else Crowd().spare  # watched from now on
         command(**values, **{name: options})
 
     keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
