@@ -60,6 +60,7 @@ def examine() -> Iterator[Check]:
     yield untried()
     yield gpu()
     yield ffmpeg()
+    yield kernels()
     yield nano()
     yield from hub_cache()
     yield from (model(role) for role in ROLES)
@@ -140,6 +141,17 @@ def ffmpeg() -> Check:
     if failure := probe():
         return Check("ffmpeg", "missing", failure.message, True, failure.hint)
     return Check("ffmpeg", "ok", f"{binary}, makes and reads videos", True)
+
+
+def kernels() -> Check:
+    """Where what numba compiles is kept for the next process."""
+    try:
+        from fourdfy_cli.kernels import jit, numba_volume
+    except (ImportError, OSError, RuntimeError) as error:
+        return Check("kernels", "missing", f"do not load: {_line(error)}", True, "pip install --force-reinstall numba")
+    if folder := jit.lasting(numba_volume._count):
+        return Check("kernels", "ok", f"compiled once, kept in {folder}")
+    return Check("kernels", "note", "compiled anew by every command: no folder can be written to", mend="export NUMBA_CACHE_DIR=FOLDER")
 
 
 def nano() -> Check:

@@ -17,6 +17,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from fourdfy_cli.kernels.jit import cached_njit
 from fourdfy_cli.kernels.threads import share, spread
 from fourdfy_cli.scene import hashgrid
 from fourdfy_cli.scene.hashgrid import PRIMES, Encoding, Level
@@ -72,7 +73,7 @@ def _about(levels: list[Level], x: Tensor, table: Tensor) -> tuple[np.ndarray, n
     return scale, np.array(rows, dtype=np.uint64), (0,) * dims, (0,) * table.shape[1]
 
 
-@njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _lookup(x, table, out, scale, about, axes, features, begin, end):
     for k in range(len(scale)):
         if about[k, 2]:
@@ -81,7 +82,7 @@ def _lookup(x, table, out, scale, about, axes, features, begin, end):
             _gather(x, table, out, begin, end, k, scale, about[k], axes, features, ())
 
 
-@njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _table_gradient(x, out, grad, scale, about, axes, features, k):
     if about[k, 2]:
         _scatter(x, out, grad, k, scale, about[k], axes, features, (0,))
@@ -89,7 +90,7 @@ def _table_gradient(x, out, grad, scale, about, axes, features, k):
         _scatter(x, out, grad, k, scale, about[k], axes, features, ())
 
 
-@njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _points_gradient(x, table, grad, out, scale, about, axes, features, begin, end):
     for k in range(len(scale)):
         if about[k, 2]:
@@ -138,7 +139,7 @@ def _corner(k, side, about, dense):
     return about[0] + min(row, about[1] - ONE), w  # a point that is not a number stays within the table too
 
 
-@njit(cache=True, fastmath=FAST)
+@cached_njit(fastmath=FAST)
 def _gather(x, table, out, begin, end, k, scale, about, axes, features, dense):
     """Weighted sums of the corners' features at level k, of points begin to end."""
     F, real = np.uint64(len(features)), table.dtype.type
@@ -167,7 +168,7 @@ def _gather(x, table, out, begin, end, k, scale, about, axes, features, dense):
                 out[to + TWO], out[to + THREE] = a2, a3
 
 
-@njit(cache=True, fastmath=FAST)
+@cached_njit(fastmath=FAST)
 def _scatter(x, out, grad, k, scale, about, axes, features, dense):
     """Add the gradient at level k to the corners' features, point by point."""
     F = np.uint64(len(features))
@@ -192,7 +193,7 @@ def _scatter(x, out, grad, k, scale, about, axes, features, dense):
                         out[row + THREE] += w * g3
 
 
-@njit(cache=True, fastmath=FAST)
+@cached_njit(fastmath=FAST)
 def _slope(x, table, grad, out, begin, end, k, scale, about, axes, features, dense):
     """Add the gradient in the points at level k: along an axis, the corners' weights are replaced by their slopes."""
     F, real = np.uint64(len(features)), x.dtype.type

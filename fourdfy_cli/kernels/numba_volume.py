@@ -15,6 +15,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from fourdfy_cli.kernels.jit import cached_njit
 from fourdfy_cli.kernels.threads import spread
 from fourdfy_cli.scene.volume import OPAQUE, Composite, Samples, Volume
 
@@ -106,7 +107,7 @@ def _occupied(o, d, t, binary, cells):
     return binary[np.uint64((int(x) * cells + int(y)) * cells + int(z))]
 
 
-@njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _count(origin, direction, binary, cells, offset, bounds, length, count, begin, end):
     """How many samples each ray has in occupied cells."""
     for n in range(begin, end):
@@ -118,7 +119,7 @@ def _count(origin, direction, binary, cells, offset, bounds, length, count, begi
         count[n] = total
 
 
-@njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _fill(origin, direction, binary, cells, offset, bounds, length, ends, ray, t, begin, end):
     """The samples that `_count` counted, those of ray n up to `ends[n]`."""
     for n in range(begin, end):
@@ -132,7 +133,7 @@ def _fill(origin, direction, binary, cells, offset, bounds, length, ends, ray, t
                 at += 1
 
 
-@njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _visible(density, keep, starts, delta, alpha, transmittance, begin, end):
     for n in range(begin, end):
         depth = 0.0
@@ -142,7 +143,7 @@ def _visible(density, keep, starts, delta, alpha, transmittance, begin, end):
             depth += min(tau, OPAQUE)
 
 
-@njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _composite(density, rgb, t, colour, opacity, depth, starts, delta, begin, end):
     for n in range(begin, end):
         r, g, b, total, far, T = 0.0, 0.0, 0.0, 0.0, 0.0, 1.0
@@ -154,7 +155,7 @@ def _composite(density, rgb, t, colour, opacity, depth, starts, delta, begin, en
         colour[n, 0], colour[n, 1], colour[n, 2], opacity[n], depth[n] = r, g, b, total, far
 
 
-@njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _composite_gradient(density, rgb, t, to_colour, to_opacity, to_depth, to_density, to_rgb, starts, delta, begin, end):
     """Forwards along a ray for w, then backwards for the sum of g w over the samples behind, g being the gradient in w."""
     for n in range(begin, end):

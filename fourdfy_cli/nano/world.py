@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from fourdfy_cli.kernels.jit import cached_njit
 from fourdfy_cli.nano.objects import BALL, BOX, COLOURS, CONE, CYLINDER, DARK, LIGHT, MAIN, OBJECTS, Part
 from fourdfy_cli.nano.prompts import MOTIONS
 
@@ -223,7 +224,7 @@ def _through(matrix, x, y):
     )
 
 
-@njit(parallel=True, fastmath=True, cache=True, boundscheck=False)
+@cached_njit(parallel=True, fastmath=True, boundscheck=False)
 def _cast(kind, rectangles, rays, local, normals, colour, focal, samples, light, rgba, depth):
     """Part after part into a buffer of nearest hits, then shade what was hit."""
     views, parts = kind.shape
