@@ -41,6 +41,7 @@ class Hub:
         self.ranges: list[str] = []
         self.cut: tuple[str, int] | None = None
         self.endpoint = ""
+        self.refusal: tuple[int, dict[str, str]] | None = None  # status and headers of every answer
 
     def add(self, id: str, commit: str, files: Files) -> None:
         self.repositories.setdefault(id, {})[commit] = files
@@ -91,6 +92,8 @@ class Answers(BaseHTTPRequestHandler):
     def answer(self, body: bool) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
         self.hub.log.append(path)
+        if self.hub.refusal:
+            return self.send(self.hub.refusal[0], b"", self.hub.refusal[1], body)
         words = path.split("/")
         api = words[:2] == ["api", "models"]
         id = "/".join(words[2:4] if api else words[:2])

@@ -7,13 +7,13 @@ ever fetched: JSON, safetensors and the tokenizer's two lists. No code, no pickl
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from fourdfy_cli.config import Models
-from fourdfy_cli.diffusion.table import CAMERA_PROJECTION, CLIP_FILES, FP16, OTHERS, PARTS, ROLES, TABLE, WEIGHTS, Row, find, row
+from fourdfy_cli.diffusion.table import CAMERA_PROJECTION, CLIP_FILES, FP16, OTHERS, PARTS, ROLES, WEIGHTS, Row, find, row
+from fourdfy_cli.diffusion.unreachable import nearest, refusal
 from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
 
 ID = re.compile(r"[\w.-]+/[\w.-]+(@(?!.*\.\.)\w[\w./-]*)?")
@@ -37,14 +37,14 @@ def locate(role: str, wanted: str = "") -> Path:
     for id, revision in sources(role, wanted):
         try:
             return _fetch(role, id, revision)
-        except (FourdfyError, OSError, HTTPError, ValueError, XetDownloadError) as error:
+        except (FourdfyError, OSError, HTTPError, ImportError, ValueError, XetDownloadError) as error:  # ImportError: SOCKS
             failure = failure or error
             if isinstance(error, (HTTPError, ConnectionError)) and not isinstance(error, HfHubHTTPError):
                 break  # no network: no mirror either
     if isinstance(failure, FourdfyError):
         raise failure
     assert failure is not None
-    raise _cannot_get(role, wanted, failure) from failure
+    raise refusal(role, wanted, failure) from failure
 
 
 def cached(role: str, wanted: str = "") -> Path | None:
@@ -72,7 +72,7 @@ def sources(role: str, wanted: str = "") -> list[tuple[str, str]]:
     """(id, revision) in the order to try: what is asked for, and where the table pins it, its mirrors. Raises FourdfyError (exit 2)."""
     wanted = wanted or row(role).id
     if not ID.fullmatch(wanted):
-        raise FourdfyError(f"models.{role}: {wanted!r} is neither a folder nor a Hub id", _instead(role, wanted), USAGE)
+        raise FourdfyError(f"models.{role}: {wanted!r} is neither a folder nor a Hub id", nearest(role, wanted), USAGE)
     id, _, revision = wanted.partition("@")
     known = find(id, role)
     if revision or known is None:
@@ -193,30 +193,3 @@ def _lacks(names: set[str], path: str, where: str) -> FourdfyError:
         hint = f"{get}fourdfy models convert {folder} --trust --out {folder}-safe"
         return FourdfyError(f"{where} has no {path}, only the pickle {pickled[0]}, which may hold code", hint, ENVIRONMENT)
     return FourdfyError(f"{where} has no {path}", "fourdfy models list", ENVIRONMENT)
-
-
-def _cannot_get(role: str, wanted: str, error: Exception) -> FourdfyError:
-    """The message and hint for a download that failed."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    name = wanted or row(role).id
-    if constants.HF_HUB_OFFLINE:
-        return FourdfyError(
-            f"{name} is not in the local cache, and HF_HUB_OFFLINE is set", f"HF_HUB_OFFLINE=0 fourdfy models pull {role}", ENVIRONMENT
-        )
-    if isinstance(error, GatedRepoError):
-        return FourdfyError(f"{name} wants you to accept its terms and log in", "hf auth login", ENVIRONMENT)
-    if isinstance(error, RepositoryNotFoundError):
-        return FourdfyError(f"{name} is not on the Hub, or is private", _instead(role, name), ENVIRONMENT)
-    if isinstance(error, RevisionNotFoundError):
-        return FourdfyError(f"{name.partition('@')[0]} has no such revision", _instead(role, name), ENVIRONMENT)
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return FourdfyError(f"cannot download {name}: {line}", f"fourdfy models pull {role}   (files that are whole are kept)", ENVIRONMENT)
-
-
-def _instead(role: str, wanted: str) -> str:
-    """A setting that would work: the table's id nearest to what was typed."""
-    ids = [known.id for known in TABLE if known.role == role]
-    near = difflib.get_close_matches(wanted.partition("@")[0], ids, 1, cutoff=0.0)
-    return f"--set models.{role}={near[0]}"

@@ -158,6 +158,47 @@ def test_offline(cache: Path):
     assert hub.cached("image") is None
 
 
+@pytest.mark.parametrize(
+    "message", ["Invalid credentials in Authorization header", 'User Access Token "old" is expired', "Invalid username or password."]
+)
+def test_a_token_that_the_hub_refuses(message: str, server: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_canarycanarycanary")
+    server.refusal = 401, {"X-Error-Message": message}
+    with pytest.raises(FourdfyError) as caught:
+        hub.locate("image")
+    text = f"{caught.value.message} {caught.value.hint}"
+    assert caught.value.code == ENVIRONMENT and caught.value.hint == "hf auth login"
+    assert message in text and "canary" not in text
+
+
+@pytest.mark.parametrize("status", [403, 429, 500, 503])
+def test_a_hub_that_says_no(status: int, server: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.utils._http._DEFAULT_RETRY_ON_STATUS_CODES", (), raising=False)
+    server.refusal = status, {}
+    refused(ENVIRONMENT, str(status), "files that are whole are kept: fourdfy models pull image")
+
+
+@pytest.mark.parametrize(
+    "variable, value, words",
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:9", ["pip install socksio"]),
+        ("HTTPS_PROXY", "http://me:canary@127.0.0.1:9", ["env -u HTTPS_PROXY fourdfy models pull image"]),
+        ("https_proxy", "nonsense://me:canary@x", ["env -u https_proxy fourdfy models pull image"]),
+        ("HF_ENDPOINT", "http://127.0.0.1:9", ["env -u HF_ENDPOINT fourdfy models pull image"]),
+        ("HF_ENDPOINT", "nonsense", ["env -u HF_ENDPOINT fourdfy models pull image"]),
+        ("SSL_CERT_FILE", "/nonexistent.pem", ["env -u SSL_CERT_FILE fourdfy models pull image"]),
+    ],
+)
+def test_a_way_out_that_is_none(variable: str, value: str, words: list[str], tmp_path: Path):
+    """In a process of its own: proxies and certificates are read when huggingface_hub makes its first connection."""
+    command = [sys.executable, "-m", "fourdfy_cli", "models", "pull", "image"]
+    kept = {key: v for key, v in os.environ.items() if not key.lower().endswith("_proxy") and not key.startswith(("HF_", "SSL_"))}
+    kept |= {"PYTHONPATH": str(Path(fourdfy_cli.__file__).parents[1]), "HF_HOME": str(tmp_path), variable: value}
+    done = subprocess.run(command, env=kept, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == ENVIRONMENT and "Traceback" not in done.stderr and "canary" not in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+
+
 def test_another_commit_than_the_pinned_one_does_not_count(cache: Path):
     put_in_cache(cache, row("image").id, COMMIT, model())
     assert hub.cached("image") is None
