@@ -198,7 +198,7 @@ def processors() -> Check:
     told = f"{count} of {os.cpu_count()} may be used, load {load:.1f}"
     if load < 1:
         return Check("processors", "ok", told)
-    return Check("processors", "note", f"{told}: others compute here, everything takes longer", mend="fourdfy generate PROMPT --threads 1")
+    return Check("processors", "note", f"{told}: others compute here, everything takes longer", mend=f"{NANO} --threads 1")
 
 
 def disk() -> Check:

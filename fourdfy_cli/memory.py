@@ -118,7 +118,7 @@ def out_of_memory(number: int, need: float, gigabytes: float | None) -> FourdfyE
     message = f"stage {number} needs about {need / 1e9:.1f} GB even in the smallest pieces" + (
         f", and there are {gigabytes:.1f}" if gigabytes is not None else ""
     )
-    return FourdfyError(message, "--set vsd.share_base=true   (1.7 GB less), or a machine with more memory", MEMORY)
+    return FourdfyError(message, "1.7 GB less, or else a machine with more memory: --set vsd.share_base=true", MEMORY)
 
 
 class PeakMemory(TorchDispatchMode):

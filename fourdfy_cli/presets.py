@@ -140,7 +140,7 @@ PRESETS = {"nano": nano, "paper": paper, "official": official, "fast": fast}
 def preset(name: str) -> Recipe:
     """The recipe of that name; raises FourdfyError (exit 2) for another name."""
     if name not in PRESETS:
-        raise FourdfyError(f"there is no preset {name!r}", f"--preset {next(iter(PRESETS))}   ({', '.join(PRESETS)})", USAGE)
+        raise FourdfyError(f"there is no preset {name!r}", f"one of {', '.join(PRESETS)}: --preset {next(iter(PRESETS))}", USAGE)
     return PRESETS[name]()
 
 

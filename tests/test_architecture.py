@@ -232,3 +232,18 @@ def test_no_module_wants_what_only_posix_has():
     )
     ended = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_hints_can_be_pasted(name: str):
+    """Paths and prompts in a hint go through `typed`; remarks stand before the command."""
+    for call in calls(TREES[name]):
+        if ast.unparse(call.func) != "FourdfyError" or len(call.args) < 2:
+            continue
+        hint = call.args[1]
+        words = "".join(str(piece.value) for piece in ast.walk(hint) if isinstance(piece, ast.Constant))
+        assert "   (" not in words and not words.rstrip().endswith(")"), f"{name}:{call.lineno}: a remark behind a command"
+        if isinstance(hint, ast.JoinedStr):
+            filled = [ast.unparse(piece.value) for piece in hint.values if isinstance(piece, ast.FormattedValue)]
+            names = r"\b(path|folder|out|source|file|prompt|text|resume)\b"
+            assert not [value for value in filled if re.search(names, value) and "typed(" not in value], f"{name}:{call.lineno}"

@@ -80,7 +80,7 @@ def _recipe(wanted: Bench) -> Recipe:
     from fourdfy_cli.store.migrate import renamed
 
     if wanted.models not in PROMPTS:
-        raise FourdfyError(f"there is no model set {wanted.models!r}", f"--models random   ({', '.join(PROMPTS)})", USAGE)
+        raise FourdfyError(f"there is no model set {wanted.models!r}", f"one of {', '.join(PROMPTS)}: --models random", USAGE)
     recipe = presets.preset(wanted.preset or ("nano" if wanted.models == "nano" else "paper"))
     recipe = replace(recipe, models=replace(recipe.models, set=wanted.models, size=wanted.size))
     if wanted.models == "random" and wanted.size == "tiny":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fourdfy_cli.cli import options
-from fourdfy_cli.errors import USAGE, FourdfyError
+from fourdfy_cli.errors import USAGE, FourdfyError, typed
 
 if TYPE_CHECKING:
     from fourdfy_cli.config import Recipe
@@ -86,12 +86,14 @@ def _earlier(number: int, prompt: str, run: options.Run) -> str:
     """The command that starts this stage for a prompt from the run's own folder."""
     from fourdfy_cli.store.folder import run_folder
 
-    return f"fourdfy stage{number} --resume {run_folder(run.out, prompt, run.seed or 0) / f'stage{number - 1}.pt'}"
+    return typed("fourdfy", f"stage{number}", "--resume", run_folder(run.out, prompt, run.seed or 0) / f"stage{number - 1}.pt")
 
 
 def _agree(what: str, given: Any, stored: Any, number: int, resume: Path) -> None:
     if given is not None and given != stored:
-        raise FourdfyError(f"{resume} was made with {what} {stored!r}, not {given!r}", f"fourdfy stage{number} --resume {resume}", USAGE)
+        raise FourdfyError(
+            f"{resume} was made with {what} {stored!r}, not {given!r}", typed("fourdfy", f"stage{number}", "--resume", resume), USAGE
+        )
 
 
 def _out(run: options.Run, prompt: str, seed: int, resume: Path) -> Path:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, cast
 
 import typer
@@ -74,7 +75,8 @@ def run(args: list[str]) -> int:
     output = _output(args)
     command = typer.main.get_command(app)
     try:
-        code = command(args or ["--help"], "fourdfy", standalone_mode=False, default_map=options.defaults(), obj=output)
+        with _memory():
+            code = command(args or ["--help"], "fourdfy", standalone_mode=False, default_map=options.defaults(), obj=output)
         if code == INTERRUPTED:  # some Typers turn Ctrl-C into this, others into Abort
             raise KeyboardInterrupt
         return code if isinstance(code, int) else OK
@@ -82,6 +84,20 @@ def run(args: list[str]) -> int:
         if "--debug" in args:
             traceback.print_exc()
         return output.fail(_as_ours(error, args))
+
+
+@contextlib.contextmanager
+def _memory() -> Iterator[None]:
+    """What torch raises where memory ends becomes a MemoryError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "torch" in sys.modules:
+            from fourdfy_cli.output.limits import out_of_memory
+
+            if out_of_memory(error):
+                raise MemoryError from error
+        raise
 
 
 def _output(args: list[str]) -> Output:
@@ -100,7 +116,7 @@ def _as_ours(error: BaseException, args: list[str]) -> FourdfyError:
         context = getattr(error, "ctx", None)
         return FourdfyError(error.format_message(), f"{context.command_path if context else 'fourdfy'} --help", error.exit_code)
     if isinstance(error, MemoryError):
-        return FourdfyError("out of memory", f"{again} --set march.samples=64", MEMORY)
+        return FourdfyError("out of memory", "how much is free: free -m", MEMORY)
     if isinstance(error, OSError):
         return FourdfyError(f"{error.filename or 'input or output'}: {error.strerror or error}", f"{again} --debug", FAILURE)
     if isinstance(error, typer.Abort) and isinstance(error.__context__, EOFError):  # what click makes of one, as of Ctrl-C

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fourdfy_cli.cli import options
-from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
+from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError, typed
 
 if TYPE_CHECKING:
     from fourdfy_cli.config import Models
@@ -108,7 +108,7 @@ def verify(choice: Choice, roles: Roles = None) -> None:
             if verdict in ("damaged", "truncated"):
                 bad.append((path, verdict))
     if bad:
-        again = f"rm {' '.join(str(path.resolve()) for path, _ in bad)} && fourdfy models pull"
+        again = f"{typed('rm', *(path.resolve() for path, _ in bad))} && fourdfy models pull"
         raise FourdfyError(", ".join(f"{path} is {verdict}" for path, verdict in bad), again, ENVIRONMENT)
     if not rows:
         choice.output.note("none of the models is here")
@@ -145,7 +145,7 @@ def _roles(roles: list[str] | None) -> list[str]:
 
     for role in roles or []:
         if role not in ROLES:
-            raise FourdfyError(f"there is no role {role!r}", f"fourdfy models pull video   ({', '.join(ROLES)})", USAGE)
+            raise FourdfyError(f"there is no role {role!r}", f"one of {', '.join(ROLES)}: fourdfy models pull video", USAGE)
     return list(dict.fromkeys(roles or ROLES))
 
 

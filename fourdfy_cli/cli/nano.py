@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fourdfy_cli.cli import options
-from fourdfy_cli.errors import USAGE, FourdfyError
+from fourdfy_cli.errors import USAGE, FourdfyError, typed
 
 app = typer.Typer(help="The toy world, and the small models that ship with this package.", rich_markup_mode="rich")
 
@@ -73,7 +73,7 @@ def sample(prompt: options.Prompt, draw: Draw) -> None:
     options.check_prompt(prompt, "nano")
     kinds = [kind for kind in KINDS if getattr(draw, kind)] or ["multiview"]
     if len(kinds) > 1:
-        raise FourdfyError(f"choose one of --{' and --'.join(kinds)}", f"fourdfy nano sample PROMPT --{kinds[0]}", USAGE)
+        raise FourdfyError(f"choose one of --{' and --'.join(kinds)}", typed("fourdfy", "nano", "sample", prompt, f"--{kinds[0]}"), USAGE)
     _check_file(draw.out, ".png")
     from fourdfy_cli.nano.sample import sample as ddim
 
@@ -206,7 +206,9 @@ def bench(prompts: Prompts, wanted: Bench) -> None:
 
     recipe, seed = options.recipe(replace(wanted, models=wanted.models or "nano")), wanted.seed or 0
     if recipe.models.set != "nano":
-        raise FourdfyError("only the nano models have a truth to compare with", "fourdfy nano bench PROMPTS.txt --models nano", USAGE)
+        raise FourdfyError(
+            "only the nano models have a truth to compare with", "fourdfy nano bench prompts/nano-bench.txt --models nano", USAGE
+        )
     from fourdfy_cli.evaluate.videos import read_prompts
 
     texts = list(dict.fromkeys(read_prompts(prompts)))
@@ -231,5 +233,5 @@ def _check_run(run: Path) -> None:
 
 def _check_file(path: Path, suffix: str) -> None:
     if path.suffix != suffix:
-        raise FourdfyError(f"{path} should end in {suffix}", f"--out {path.with_suffix(suffix)}", USAGE)
+        raise FourdfyError(f"{path} should end in {suffix}", typed("--out", path.with_suffix(suffix)), USAGE)
     options.check_writable(path.parent)

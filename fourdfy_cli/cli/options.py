@@ -169,7 +169,7 @@ def _preset(options: Run, base: Recipe | None) -> Recipe:
 
     models = options.models or "auto"
     if models not in MODELS:
-        raise FourdfyError(f"there is no model set {models!r}", f"--models nano   ({', '.join(MODELS)})", USAGE)
+        raise FourdfyError(f"there is no model set {models!r}", f"one of {', '.join(MODELS)}: --models nano", USAGE)
     if options.size not in SIZES or (options.size != "full" and models != "random"):
         raise FourdfyError(f"there is no size {options.size!r} of the {models} models", f"--models random --size {SIZES[1]}", USAGE)
     if models == "auto":
@@ -227,7 +227,7 @@ def file_settings() -> dict[str, Any]:
         raise FourdfyError(f"{FILE}: {error}", f"cat {FILE}", USAGE) from None
     for key, value in values.items():
         if key not in FILE_KEYS:
-            raise FourdfyError(f"{FILE}: there is no setting {key!r}", f"cat {FILE}   (it may hold {', '.join(FILE_KEYS)})", USAGE)
+            raise FourdfyError(f"{FILE}: there is no setting {key!r}", f"it may hold {', '.join(FILE_KEYS)}: cat {FILE}", USAGE)
         if not isinstance(value, FILE_KEYS[key]) or isinstance(value, bool):
             raise FourdfyError(f"{FILE}: {key} wants a {FILE_KEYS[key].__name__}, not {value!r}", f"cat {FILE}", USAGE)
     return values
@@ -243,7 +243,7 @@ def defaults() -> dict[str, dict[str, Any]]:
 def check_device(device: str) -> None:
     """Raises FourdfyError: exit 2 for a name that is none, exit 3 for a GPU that is not there."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise FourdfyError(f"there is no device {device!r}", "--device cpu   (cpu, cuda, cuda:N)", USAGE)
+        raise FourdfyError(f"there is no device {device!r}", "cpu, cuda or cuda:N: --device cpu", USAGE)
     if device != "cpu":
         import torch
 
@@ -258,7 +258,7 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=nearest):
             return
     except OSError as error:
-        raise FourdfyError(f"cannot write in {folder}: {error.strerror}", "--out FOLDER   (one that you may write in)", USAGE) from None
+        raise FourdfyError(f"cannot write in {folder}: {error.strerror}", "a folder that you may write in: --out FOLDER", USAGE) from None
 
 
 def check_prompt(prompt: str, models: str) -> None:

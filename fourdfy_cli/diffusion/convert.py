@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from fourdfy_cli.diffusion import sizes
 from fourdfy_cli.diffusion.table import CAMERA_PROJECTION, LDM_PREFIXES, PARTS
 from fourdfy_cli.diffusion.verify import write_lock
-from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
+from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError, typed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ def convert(source: Path, out: Path, trust: bool, base: Path | None = None) -> P
     `base` is a model of the same family: a lone UNet gets its autoencoder and text encoder from there. Raises FourdfyError: exit 2
     without `trust`, or for paths that will not do; exit 3 for a pickle that holds more than tensors, or a layout that is not known.
     """
-    again = f"fourdfy models convert {source} --trust --out {out}"
+    again = typed("fourdfy", "models", "convert", source, "--trust", "--out", out)
     if not source.exists():
         raise FourdfyError(f"{source} does not exist", "fourdfy models convert FILE --trust", USAGE)
     if not (pickles(source) if source.is_dir() else source.suffix in PICKLES):
@@ -51,7 +51,11 @@ def convert(source: Path, out: Path, trust: bool, base: Path | None = None) -> P
     if not trust:
         raise FourdfyError(f"{source} is a pickle, which may hold code; convert only what you trust", again, USAGE)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise FourdfyError(f"{out} exists already", f"fourdfy models convert {source} --trust --out NEW_FOLDER", USAGE)
+        raise FourdfyError(
+            f"{out} exists already",
+            typed("fourdfy", "models", "convert", source, "--trust", "--out", out.with_name(f"{out.name}-2")),
+            USAGE,
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".convert-", dir=out.parent) as scratch:
         folder = Path(scratch, "model")
@@ -77,7 +81,7 @@ def _in_child(source: Path, folder: Path) -> None:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         reason = lines[-1].strip()[:200] if lines else f"the converter ended with {done.returncode}"
-        raise FourdfyError(f"{source} was not converted: {reason}", "fourdfy models list   (models that need no conversion)", ENVIRONMENT)
+        raise FourdfyError(f"{source} was not converted: {reason}", "models that need no conversion: fourdfy models list", ENVIRONMENT)
 
 
 def pickles(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from fourdfy_cli.config import Models
 from fourdfy_cli.diffusion.table import CAMERA_PROJECTION, CLIP_FILES, FP16, OTHERS, PARTS, ROLES, WEIGHTS, Row, find, row
 from fourdfy_cli.diffusion.unreachable import nearest, refusal
-from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
+from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError, typed
 
 ID = re.compile(r"[\w.-]+/[\w.-]+(@(?!.*\.\.)\w[\w./-]*)?")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -111,7 +111,7 @@ def refuse_non_commercial(models: Models, roles: Iterable[str] = ROLES) -> None:
         known = described(role, wanted) if wanted or models.set == "paper" else None
         if known and not known.commercial:
             message = f"{known.id} ({role}) is licensed {known.licence}, which forbids commercial use"
-            raise FourdfyError(message, f"--set models.{role}=FOLDER   (weights that you may use)", USAGE)
+            raise FourdfyError(message, f"weights that you may use: --set models.{role}=FOLDER", USAGE)
 
 
 def described(role: str, wanted: str = "") -> Row | None:
@@ -190,6 +190,6 @@ def _lacks(names: set[str], path: str, where: str) -> FourdfyError:
     if path.endswith(".safetensors") and pickled:
         folder = where if is_folder(where) else "FOLDER"
         get = "" if is_folder(where) else f"hf download {where.partition('@')[0]} --local-dir FOLDER && "
-        hint = f"{get}fourdfy models convert {folder} --trust --out {folder}-safe"
+        hint = get + typed("fourdfy", "models", "convert", folder, "--trust", "--out", f"{folder}-safe")
         return FourdfyError(f"{where} has no {path}, only the pickle {pickled[0]}, which may hold code", hint, ENVIRONMENT)
     return FourdfyError(f"{where} has no {path}", "fourdfy models list", ENVIRONMENT)

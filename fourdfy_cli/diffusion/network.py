@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fourdfy_cli.diffusion import mvdream
-from fourdfy_cli.errors import ENVIRONMENT, FourdfyError
+from fourdfy_cli.errors import ENVIRONMENT, FourdfyError, typed
 
 UNETS = {kind.__name__: kind for kind in (UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel)}
 VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC}
@@ -128,7 +128,7 @@ def weights_file(folder: Path, stem: str, dtype: torch.dtype) -> Path:
         if (folder / name).is_file():
             return folder / name
     if pickled := next(iter(sorted([*folder.glob("*.bin"), *folder.glob("*.ckpt"), *folder.glob("*.pt")])), None):
-        hint = f"fourdfy models convert {pickled} --trust"
+        hint = typed("fourdfy", "models", "convert", pickled, "--trust")
         raise FourdfyError(f"{folder} holds no {names[0]}, only a pickle, which is not read", hint, ENVIRONMENT)
     raise broken(f"{folder} holds no {names[0]}")
 

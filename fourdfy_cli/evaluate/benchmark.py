@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from fourdfy_cli.config import Recipe
-from fourdfy_cli.errors import DIVERGED, FourdfyError
+from fourdfy_cli.errors import DIVERGED, FourdfyError, typed
 from fourdfy_cli.evaluate.measures import bootstrap
 from fourdfy_cli.evaluate.truth import BACKDROP, camera_shot, render_views, score
 from fourdfy_cli.memory import Machine
@@ -62,7 +62,11 @@ def run(task: Task, machine: Machine, events: train.Events) -> dict[str, Any]:
         data = {"recipe": task.recipe.name, "seed": task.seed, "table": table(results), "failed": failed, "runs": results}
         write_json(task.out / "bench.json", data)
     if not results:
-        raise FourdfyError("every prompt diverged", f"fourdfy nano bench PROMPTS.txt --seed {task.seed + 1} --out {task.out}-2", DIVERGED)
+        raise FourdfyError(
+            "every prompt diverged",
+            typed("fourdfy", "nano", "bench", "PROMPTS.txt", "--seed", task.seed + 1, "--out", f"{task.out}-2"),
+            DIVERGED,
+        )
     render.write_png(task.out / "bench.png", picture([run_folder(task.out, r["prompt"], task.seed) for r in results]))
     return data
 

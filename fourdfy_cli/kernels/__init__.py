@@ -19,7 +19,7 @@ def choose(name: str, device: str) -> Backend:
     Raises FourdfyError: exit 2 for an unknown name or one that cannot use the device, 3 for a missing package.
     """
     if name not in NAMES:
-        raise FourdfyError(f"there is no backend {name!r}", f"--backend auto   ({', '.join(NAMES)})", USAGE)
+        raise FourdfyError(f"there is no backend {name!r}", f"one of {', '.join(NAMES)}: --backend auto", USAGE)
     kind = device.split(":")[0]
     if name == "auto":
         name = "numba" if kind == "cpu" else "triton" if kind == "cuda" and find_spec("triton") else "torch"
@@ -28,7 +28,7 @@ def choose(name: str, device: str) -> Backend:
     if kind != (wanted := "cpu" if name == "numba" else "cuda"):
         raise FourdfyError(f"the {name} backend runs on a {wanted} device, not on {device}", "--backend auto", USAGE)
     if name != "tcnn" and not find_spec(name):
-        raise FourdfyError(f"the package {name} is not installed", f"pip install {name}   (or --backend torch)", ENVIRONMENT)
+        raise FourdfyError(f"the package {name} is not installed", f"or --backend torch: pip install {name}", ENVIRONMENT)
     return _imported(name)
 
 

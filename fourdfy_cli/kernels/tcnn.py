@@ -26,7 +26,7 @@ from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
 from fourdfy_cli.scene import hashgrid
 from fourdfy_cli.scene.hashgrid import Encoding, Level
 
-INSTALL = 'pip install "git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch"   (or --backend triton)'
+INSTALL = 'or --backend triton: pip install "git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch"'
 
 
 def bindings() -> ModuleType:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-import shlex
 from dataclasses import dataclass
 
-from fourdfy_cli.errors import FourdfyError
+from fourdfy_cli.errors import FourdfyError, typed
 from fourdfy_cli.nano.objects import COLOURS, OBJECTS
 
 MOTIONS = ("spinning", "bouncing", "jumping", "swaying", "walking")
@@ -126,5 +125,5 @@ def _unknown(word: str, known: dict[str, str], prompt: str) -> FourdfyError:
     near = difflib.get_close_matches(word, known, 1)
     guess = f" (did you mean {near[0]}?)" if near else ""
     listed = "; ".join(", ".join(group) for group in (OBJECTS, COLOURS, MOTIONS))
-    hint = f"any words, by the paper's models on a CUDA GPU: fourdfy generate {shlex.quote(prompt)} --models paper"
+    hint = "any words, by the paper's models on a CUDA GPU: " + typed("fourdfy", "generate", prompt, "--models", "paper")
     return FourdfyError(f"the nano models do not know the word {word!r}{guess}; they know: {listed}", hint, 2)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fourdfy_cli.diffusion import text
-from fourdfy_cli.errors import USAGE, FourdfyError
+from fourdfy_cli.errors import USAGE, FourdfyError, typed
 from fourdfy_cli.nano import networks
 from fourdfy_cli.nano.fit import averaged
 
@@ -22,9 +22,13 @@ def snapshot(folder: Path, part: str, out: Path) -> int:
     Raises FourdfyError (exit 2) for another part, or one that has not begun.
     """
     if part not in PARTS:
-        raise FourdfyError(f"there is no snapshot of {part!r}", f"fourdfy nano snapshot {folder} --part {' | '.join(PARTS)}", USAGE)
+        raise FourdfyError(
+            f"there is no snapshot of {part!r}",
+            f"one of {', '.join(PARTS)}: {typed('fourdfy', 'nano', 'snapshot', folder, '--part', PARTS[-1])}",
+            USAGE,
+        )
     if not (folder / part / "state.pt").is_file():
-        raise FourdfyError(f"{folder / part} holds no training", f"fourdfy nano train --part {part} --out {folder}", USAGE)
+        raise FourdfyError(f"{folder / part} holds no training", typed("fourdfy", "nano", "train", "--part", part, "--out", folder), USAGE)
     average, step = averaged(folder / part)
     shutil.copytree(folder / "multiview" / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
     shutil.copytree(folder / "vae" / "vae", out / "vae", dirs_exist_ok=True)

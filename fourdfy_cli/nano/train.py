@@ -15,7 +15,7 @@ from transformers import CLIPTextModel
 from fourdfy_cli.diffusion import models
 from fourdfy_cli.diffusion.models import ModelSpec, Unet, Vae
 from fourdfy_cli.diffusion.multiview import fold_views
-from fourdfy_cli.errors import USAGE, FourdfyError
+from fourdfy_cli.errors import USAGE, FourdfyError, typed
 from fourdfy_cli.nano import data, networks
 from fourdfy_cli.nano.fit import Fit, Loss, Plan
 from fourdfy_cli.nano.latents import Captions, cache, decode_subject, noised
@@ -197,22 +197,24 @@ def train(part: str | None, folder: Path, resume: bool, seed: int, report=print)
     Raises FourdfyError (exit 2) for an unknown part, a missing earlier part, or a started one.
     """
     if part not in (None, *PARTS):
-        raise FourdfyError(f"there is no part {part!r}", f"fourdfy nano train --part {' | '.join(PARTS)}", USAGE)
+        raise FourdfyError(f"there is no part {part!r}", f"one of {', '.join(PARTS)}: fourdfy nano train --part {PARTS[-1]}", USAGE)
     parts = PARTS if part is None else (part,)
     needs = {"multiview": ("vae/vae",), "video": ("vae/vae", "multiview/image_unet")}  # what an earlier part leaves at its end
     for name in parts:
         if (folder / name / "state.pt").exists() and not resume:
-            raise FourdfyError(
-                f"{folder / name} holds a started training", f"fourdfy nano train --part {name} --resume --out {folder}", USAGE
-            )
+            raise FourdfyError(f"{folder / name} holds a started training", _again(name, folder), USAGE)
         missing = [n.split("/")[0] for n in needs.get(name, ()) if not (folder / n).is_dir()]
         if part and missing:
-            hint = f"fourdfy nano train --part {missing[0]} --resume --out {folder}"
-            raise FourdfyError(f"{name} is trained after {missing[0]}, which has not ended", hint, USAGE)
+            raise FourdfyError(f"{name} is trained after {missing[0]}, which has not ended", _again(missing[0], folder), USAGE)
     for name in parts:
         train_part(name, folder, seed, report)
     assemble([folder / name for name in reversed(PARTS)], folder / "weights")
     return [folder / "weights"]
+
+
+def _again(part: str, folder: Path) -> str:
+    """The command that goes on with a part."""
+    return typed("fourdfy", "nano", "train", "--part", part, "--resume", "--out", folder)
 
 
 def train_part(name: str, folder: Path, seed: int, report=print) -> None:

@@ -1,23 +1,17 @@
 """Text that people hand in: prompts, tables, camera paths, answer sheets. Read as UTF-8 with or without a byte order mark, within bounds;
-everything else is refused in one line. And commands for hints, quoted so that they can be pasted."""
+everything else is refused in one line."""
 
 from __future__ import annotations
 
 import json
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
-from fourdfy_cli.errors import USAGE, FourdfyError
+from fourdfy_cli.errors import USAGE, FourdfyError, typed
 
 LARGEST = 2**23  # bytes of a text file
 MARK = "\ufeff"
-
-
-def typed(*words: object) -> str:
-    """A command line that can be pasted, whatever its paths and prompts are called."""
-    return shlex.join(f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words)
 
 
 def read_text(path: Path, largest: int = LARGEST) -> str:

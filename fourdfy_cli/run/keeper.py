@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from fourdfy_cli.diffusion.lora import lora_state
-from fourdfy_cli.errors import DAMAGED, FourdfyError
+from fourdfy_cli.errors import DAMAGED, FourdfyError, typed
 from fourdfy_cli.guidance.base import Guidance
 from fourdfy_cli.guidance.variational import VariationalGuidance
 from fourdfy_cli.run.progress import Events
@@ -76,7 +75,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: Path) -> 
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     kept = state.get("state") if isinstance(state, dict) else None
     if not isinstance(kept, dict) or not all(type(k) is int and 0 <= k < len(parameters) and isinstance(v, dict) for k, v in kept.items()):
-        raise FourdfyError(f"{path} is damaged: its optimizer is none of this recipe", f"fourdfy info {shlex.quote(str(path))}", DAMAGED)
+        raise FourdfyError(f"{path} is damaged: its optimizer is none of this recipe", typed("fourdfy", "info", path), DAMAGED)
     for index, moments in kept.items():
         like, scalar = parameters[index].detach().to("meta"), torch.empty((), device="meta")
         checkpoint.check_tensors(path, f"optimizer.{index}", moments, {"step": scalar, "exp_avg": like, "exp_avg_sq": like})

@@ -12,7 +12,7 @@ import torch
 
 from fourdfy_cli import __version__, kernels
 from fourdfy_cli.config import Recipe, from_dict, leaves, to_dict
-from fourdfy_cli.errors import USAGE, FourdfyError
+from fourdfy_cli.errors import USAGE, FourdfyError, typed
 from fourdfy_cli.hybrid import StepContext
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.nano.prompts import parse
@@ -108,7 +108,7 @@ def opened(prompt: str, recipe: Recipe, out: Path, seed: int, machine: Machine, 
 
 def _check_owner(path: Path, found: dict[str, Any], prompt: str, recipe: Recipe, seed: int) -> None:
     """Raises FourdfyError (exit 2) if what was found belongs to another run."""
-    hint = "choose another folder with --out DIR, or type its own settings again"
+    hint = "another folder, or its own settings again: --out outputs-2"
     if (found["prompt"], found.get("seed", seed)) != (prompt, seed):
         theirs = f"{found['prompt']!r} with seed {found.get('seed')}"
         raise FourdfyError(f"{path} belongs to another prompt: {theirs}, not {prompt!r} with seed {seed}", hint, USAGE)
@@ -130,7 +130,7 @@ def continued(path: Path, here: Run, stage: int) -> Run:
     check_stage(path, current, stage)
     current.recipe = here.recipe
     if here.finished(stage).exists():
-        raise FourdfyError(f"{here.finished(stage)} exists already", f"fourdfy info {here.finished(stage)}", USAGE)
+        raise FourdfyError(f"{here.finished(stage)} exists already", typed("fourdfy", "info", here.finished(stage)), USAGE)
     ahead = here.stage == stage and here.step > (current.step if current.stage == stage else 0)
     return here if ahead else current
 
@@ -138,11 +138,13 @@ def continued(path: Path, here: Run, stage: int) -> Run:
 def check_stage(path: Path, current: Run, stage: int) -> None:
     at, complete = current.stage, current.step >= current.recipe.stage(current.stage).steps
     if at == 3 and complete:
-        raise FourdfyError(f"{path} is a finished run", f"fourdfy render {path} --orbit", USAGE)
+        raise FourdfyError(f"{path} is a finished run", typed("fourdfy", "render", path, "--orbit"), USAGE)
     right = at + 1 if complete else at
     if stage != right:
         where = f"the end of stage {at}" if complete else f"inside stage {at} (step {current.step})"
-        raise FourdfyError(f"{path} is from {where}, not what stage {stage} continues", f"fourdfy stage{right} --resume {path}", USAGE)
+        raise FourdfyError(
+            f"{path} is from {where}, not what stage {stage} continues", typed("fourdfy", f"stage{right}", "--resume", path), USAGE
+        )
 
 
 def write_about(current: Run, status: str, why: str = "") -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from fourdfy_cli import hybrid, memory
 from fourdfy_cli.config import Recipe, Stage
 from fourdfy_cli.diffusion import sets
 from fourdfy_cli.diffusion.lora import load_lora_state, trainable
-from fourdfy_cli.errors import DIVERGED, FAILURE, INTERRUPTED, STOPPED, FourdfyError
+from fourdfy_cli.errors import DIVERGED, FAILURE, INTERRUPTED, STOPPED, FourdfyError, typed
 from fourdfy_cli.guidance.base import Guidance
 from fourdfy_cli.guidance.build import build, cut_texts
 from fourdfy_cli.memory import Machine
@@ -201,7 +200,7 @@ def go_back(current: Run, outcome: hybrid.Outcome, bad: str, events: Events) -> 
     level = f" at noise level {outcome.losses['t']:.0f}" if "t" in outcome.losses else ""
     what = f"{BAD_STEPS} steps without a finite gradient: {bad} in the {outcome.branch} branch{level}, step {current.step}"
     if current.retries >= RETRIES:
-        hint = f"fourdfy generate {shlex.quote(current.prompt)} --seed {current.seed + 1}"
+        hint = typed("fourdfy", "generate", current.prompt, "--seed", current.seed + 1)
         raise FourdfyError(f"diverged, and again after going back {RETRIES} times: {what}", hint, DIVERGED)
     state = checkpoint.recover(current.folder, events.note)
     if state is not None:

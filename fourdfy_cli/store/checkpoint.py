@@ -25,7 +25,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from fourdfy_cli.errors import DAMAGED, DIVERGED, FAILURE, USAGE, FourdfyError
+from fourdfy_cli.errors import DAMAGED, DIVERGED, FAILURE, USAGE, FourdfyError, typed
 from fourdfy_cli.store import migrate
 from fourdfy_cli.store.files import replacing, sweep
 
@@ -62,7 +62,8 @@ def _commit(path: Path, state: dict[str, Any], previous: Path | None) -> None:
     need = 1.2 * sum(leaf.nbytes for _, leaf in _leaves(plain) if isinstance(leaf, Tensor)) + SPARE
     with contextlib.suppress(OSError):
         if (free := shutil.disk_usage(path.parent).free) < need:
-            raise FourdfyError(f"cannot write {path}: it wants {need / 1e6:.0f} MB, and {free / 1e6:.0f} are free", "df -h .", FAILURE)
+            message = f"cannot write {path}: it wants {need / 1e6:.0f} MB, and {free / 1e6:.0f} are free"
+            raise FourdfyError(message, typed("df", "-h", path.parent), FAILURE)
     with replacing(path, previous) as temporary, open(temporary, "wb") as file:
         sink: Any = _Sink(file)
         try:
@@ -104,7 +105,7 @@ def load(path: Path) -> dict[str, Any]:
         state: Any = None if broken else torch.load(path, map_location="cpu", weights_only=True)
         plain = all(_own(leaf) for _, leaf in _leaves(state) if isinstance(leaf, Tensor))
     except PermissionError as error:
-        raise FourdfyError(f"{path} cannot be read: {error.strerror}", f"ls -l {path}", USAGE) from None
+        raise FourdfyError(f"{path} cannot be read: {error.strerror}", typed("ls", "-l", path), USAGE) from None
     except UNREADABLE:
         raise _refused(path, "is damaged, or not a fourdfy checkpoint") from None
     if not plain:
@@ -229,5 +230,5 @@ def _verify(path: Path, state: Any) -> None:
 
 def _refused(path: Path, what: str) -> FourdfyError:
     spare = path.with_name(PREVIOUS)
-    hint = f"fourdfy info {spare}" if path.name == LAST and spare.exists() else f"ls {path.parent}"
+    hint = typed("fourdfy", "info", spare) if path.name == LAST and spare.exists() else typed("ls", path.parent)
     return FourdfyError(f"{path} {what}", hint, DAMAGED)

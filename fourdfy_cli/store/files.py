@@ -4,13 +4,15 @@ as Orbax does."""
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import glob
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from fourdfy_cli.errors import FAILURE, FourdfyError
+from fourdfy_cli.errors import FAILURE, FourdfyError, typed
 
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
 
@@ -24,6 +26,7 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
     temporary = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, path.name)
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o666))  # never a link that somebody laid there
         yield temporary
         with open(temporary, "rb") as file:
@@ -41,12 +44,12 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
 
 def refused(path: Path, error: OSError) -> FourdfyError:
     """What the disk said when a file was to be written."""
-    return FourdfyError(f"cannot write {path}: {error.strerror or error}", "df -h .", FAILURE)
+    return FourdfyError(f"cannot write {path}: {error.strerror or error}", typed("df", "-h", path.parent), FAILURE)
 
 
-def sweep(folder: Path) -> None:
-    """Delete the temporary files that processes no longer alive left in a folder."""
-    for path in folder.glob(".tmp-*-*"):
+def sweep(folder: Path, name: str = "") -> None:
+    """Delete the temporary files (of one name, if told) that processes no longer alive left in a folder."""
+    for path in folder.glob(f".tmp-*-*{glob.escape(name)}"):
         pid = path.name.split("-")[1]
         if pid.isdigit() and not alive(int(pid)):
             with contextlib.suppress(OSError):
@@ -55,6 +58,8 @@ def sweep(folder: Path) -> None:
 
 def alive(pid: int) -> bool:
     """Whether a process of this machine is there."""
+    if os.name == "nt":  # where os.kill(pid, 0) is Ctrl-C
+        return _opens(pid)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -62,6 +67,13 @@ def alive(pid: int) -> bool:
     except (OSError, OverflowError):
         return True
     return True
+
+
+def _opens(pid: int) -> bool:
+    """Whether Windows hands out a process to be asked about (PROCESS_QUERY_LIMITED_INFORMATION)."""
+    kernel = ctypes.windll.kernel32  # type: ignore[attr-defined]
+    handle = kernel.OpenProcess(0x1000, False, pid)
+    return bool(handle and kernel.CloseHandle(handle))
 
 
 def _sync(descriptor: int) -> None:

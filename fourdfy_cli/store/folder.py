@@ -44,7 +44,7 @@ def make_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             return
     except OSError as error:
-        raise FourdfyError(f"cannot write to {folder}: {error.strerror or error}", "choose another folder with --out DIR", USAGE) from None
+        raise FourdfyError(f"cannot write to {folder}: {error.strerror or error}", "another folder: --out outputs-2", USAGE) from None
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

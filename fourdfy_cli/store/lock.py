@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fourdfy_cli.errors import USAGE, FourdfyError
+from fourdfy_cli.errors import USAGE, FourdfyError, typed
 from fourdfy_cli.store.files import NO_FOLLOW, alive
 
 NAME, STALE = "run.lock", 600.0
@@ -48,7 +48,10 @@ class RunLock:
     def beat(self) -> None:
         """Tell other machines that this process lives; raises FourdfyError (exit 1) if the lock is gone or somebody else's."""
         if _read(self.path) != self.own:
-            raise FourdfyError(f"{self.path.parent} is gone, or another process works there: everything since the last save is lost", "ls")
+            raise FourdfyError(
+                f"{self.path.parent} is gone, or another process works there: everything since the last save is lost",
+                typed("ls", self.path.parent.parent),
+            )
         os.utime(self.path)
 
     def _take_over(self) -> None:
@@ -66,7 +69,7 @@ class RunLock:
 
     def _busy(self, found: dict[str, Any] | None) -> FourdfyError:
         who = f"process {found.get('pid')} on {found.get('host')}" if found else "another process"
-        return FourdfyError(f"{who} is at work in {self.path.parent}", "wait for it, or choose another folder with --out DIR", USAGE)
+        return FourdfyError(f"{who} is at work in {self.path.parent}", "wait for it, or another folder: --out outputs-2", USAGE)
 
 
 def holder(folder: Path) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 from samples import TINY, decode, fails, isolated, save  # noqa: F401
 
 from fourdfy_cli import __version__, config, presets
@@ -185,7 +186,9 @@ def test_stage1_takes_a_prompt(train: Train):
     [
         (FourdfyError("diverged", "do", 5), 5, ["diverged"]),
         (KeyboardInterrupt(), 130, ["stopped", f"fourdfy generate '{DOG}'"]),
-        (MemoryError(), 4, ["out of memory"]),
+        (MemoryError(), 4, ["out of memory", "free -m"]),
+        (torch.OutOfMemoryError("CUDA out of memory"), 4, ["out of memory"]),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 4, ["out of memory"]),
         (PermissionError(13, "Permission denied", "x"), 1, ["x: Permission denied"]),
     ],
 )

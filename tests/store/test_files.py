@@ -55,6 +55,13 @@ def test_what_the_disk_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num
     assert caught.value.code == FAILURE and read_json(tmp_path / "run.json") == {"old": 1} and os.listdir(tmp_path) == ["run.json"]
 
 
+def test_what_a_killed_process_left_goes_when_the_same_file_is_written(tmp_path: Path):
+    ours, another = tmp_path / ".tmp-999999999-aa-a[1].json", tmp_path / ".tmp-999999999-aa-b.json"
+    ours.touch(), another.touch()
+    write_json(tmp_path / "a[1].json", {})
+    assert not ours.exists() and another.exists()
+
+
 def test_sweep_leaves_the_living_alone(tmp_path: Path):
     mine, theirs = tmp_path / f".tmp-{os.getpid()}-aa-a.pt", tmp_path / ".tmp-999999999-aa-a.pt"
     mine.touch(), theirs.touch()
