@@ -184,10 +184,11 @@ def renders(
         _check_run(run)
     import torch
 
-    from fourdfy_cli.diffusion import models
+    from fourdfy_cli.config import Models
+    from fourdfy_cli.diffusion import models, sets
     from fourdfy_cli.nano.renders import collect
 
-    vae = models.load(models.NANO["image"], "cpu", torch.float32).vae
+    vae = models.load(sets.specs(Models(set="nano"), ("image",))["image"], "cpu", torch.float32).vae
     common.output.finish({"file": out} | collect(runs, out, vae, clips, seed, common.output.note))
 
 

@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import save_file
 
 from fourdfy_cli.config import Models, Vsd
-from fourdfy_cli.diffusion import hub, mvdream, network, sizes, table, text
-from fourdfy_cli.diffusion.models import NANO, ModelSpec
-from fourdfy_cli.errors import USAGE, FourdfyError
+from fourdfy_cli.diffusion import hub, mvdream, network, sizes, table, text, verify
+from fourdfy_cli.diffusion.models import NANO, WEIGHTS, ModelSpec
+from fourdfy_cli.errors import USAGE, FourdfyError, typed
 
 SETS = ("paper", "nano", "random")
 
@@ -46,13 +46,24 @@ def _own(models: Models) -> dict[str, ModelSpec]:
     if models.set not in SETS:
         raise FourdfyError(f"there is no model set {models.set!r} (there are {', '.join(SETS)})", "--models nano", USAGE)
     if models.set == "nano":
+        check_nano(NANO.values())
         return NANO | {"lora": replace(NANO["image"], role="lora")}
     return random_set(models.size) if models.set == "random" else {}
 
 
+def check_nano(specs: Iterable[ModelSpec]) -> None:
+    """Raises FourdfyError (exit 3) if a file that ships is not what was shipped."""
+    folders = {spec.folder(part) for spec in specs for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")}
+    names = sorted(path.relative_to(WEIGHTS).as_posix() for folder in folders for path in folder.iterdir())
+    verify.check(Path(WEIGHTS), names, "pip install --force-reinstall fourdfy")
+
+
 def located(role: str, named: str = "") -> ModelSpec:
-    """A model of the table, or the folder or Hub id[@revision] `named`, on this machine's disk; raises FourdfyError (exit 3)."""
+    """A model of the table, or the folder or Hub id[@revision] `named`, on this machine's disk; raises FourdfyError (exit 3) where it
+    cannot be had, or is not what was published."""
     folder, row = hub.locate(role, named), hub.described(role, named)
+    again = ["--set", f"models.{role}={named}"] if named else []
+    verify.check(folder, hub.files(role, folder), typed("fourdfy", "models", "verify", role, *again))
     known = {} if row is None else {"licence": row.licence, "prediction": row.prediction}
     return ModelSpec(role, str(folder), revision=revision(folder), **known)
 

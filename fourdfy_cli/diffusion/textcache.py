@@ -1,8 +1,7 @@
 """Text embeddings kept on disk, so that a second run needs no text encoder.
 
-One safetensors file a text, named by the sha256 of model, revision and text, in `$FOURDFY_CACHE`, else `$XDG_CACHE_HOME/fourdfy`, else
-`~/.cache/fourdfy`, else, for a user without a home, among the temporary files. Files appear whole or not at all; a damaged one is made
-again, and a folder that cannot be written is no error. Models without a revision (nano, random) are not cached.
+One safetensors file a text, named by the sha256 of model, revision and text (store/cache.py says where). Files appear whole or not at
+all; a damaged one is made again, and a folder that cannot be written is no error. Models without a revision (nano, random) are not cached.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import stat
-import tempfile
 from pathlib import Path
 
 import torch
@@ -23,6 +20,7 @@ from torch import Tensor
 
 from fourdfy_cli.diffusion import text
 from fourdfy_cli.diffusion.models import ModelSpec
+from fourdfy_cli.store.cache import cache_folder
 
 CUT = "whole words, view words kept"  # how `text.fit` cuts what is too long: kept embeddings of another way are not ours
 
@@ -37,26 +35,6 @@ def embed(spec: ModelSpec, prompts: list[str], device: torch.device | str) -> di
     for prompt in files.keys() & missing:
         write(files[prompt], table[prompt])
     return {prompt: table[prompt].to(device) for prompt in prompts}
-
-
-def cache_folder() -> Path:
-    """Where this package keeps what it may compute again."""
-    own, shared = os.environ.get("FOURDFY_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    try:
-        return Path(own).expanduser() if own else (Path(shared).expanduser() if shared else Path.home() / ".cache") / "fourdfy"
-    except RuntimeError:  # a user without a home
-        return _temporary()
-
-
-def _temporary() -> Path:
-    """A folder of this user alone among the temporary ones; where somebody else has it, one that nothing can be kept in."""
-    folder = Path(tempfile.gettempdir()) / f"fourdfy-{os.getuid()}"
-    with contextlib.suppress(OSError):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        about = folder.lstat()
-        if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o022:
-            return folder
-    return Path(os.devnull) / "fourdfy"
 
 
 def file(spec: ModelSpec, prompt: str) -> Path:

@@ -6,14 +6,20 @@ The Hub's cache names a file by its checksum: sha256 for large files, git's sha1
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from fourdfy_cli.errors import ENVIRONMENT, FourdfyError
+from fourdfy_cli.store.cache import cache_folder
+from fourdfy_cli.store.folder import read_json, write_json
+
 LOCK = "sha256.json"
+KNOWN = "checked.json"  # in the cache folder: what was whole when it was last read through
 HEADER = 100_000_000  # bytes; the longest header that the format allows
 
 
@@ -38,6 +44,23 @@ def verdict(folder: Path, name: str) -> str:
     if expected is None:
         return "unknown"
     return "ok" if checksum(path, "sha256" if len(expected) == 64 else "git") == expected else "damaged"
+
+
+def check(folder: Path, names: Iterable[str], hint: str) -> None:
+    """Before weights are used: every file as long as its header says, and with its checksum if it has one, which is computed once per file
+    and change. Raises FourdfyError (exit 3) for one that is not."""
+    known, found = read_json(cache_folder() / KNOWN) or {}, {}
+    for name in names:
+        if (folder / name).suffix == ".safetensors" and not is_whole(folder / name):
+            raise FourdfyError(f"{folder / name} is truncated", hint, ENVIRONMENT)
+        if wanted := checksum_wanted(folder, name):
+            key, about = str((folder / name).resolve()), (folder / name).stat()
+            found[key] = [about.st_size, about.st_mtime_ns, wanted]
+            if known.get(key) != found[key] and verdict(folder, name) != "ok":
+                raise FourdfyError(f"{folder / name} is damaged: its checksum is not the published one", hint, ENVIRONMENT)
+    if not found.items() <= known.items():
+        with contextlib.suppress(FourdfyError, OSError):
+            write_json(cache_folder() / KNOWN, known | found)
 
 
 def checksum_wanted(folder: Path, name: str) -> str | None:
@@ -79,6 +102,6 @@ def is_whole(path: Path) -> bool:
 
 def write_lock(folder: Path) -> None:
     """List the sha256 of every file in a folder in its `sha256.json`."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LOCK)
     sums = {path.relative_to(folder).as_posix(): checksum(path, "sha256") for path in paths}
     (folder / LOCK).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")

@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fourdfy_cli.diffusion import hub
+from fourdfy_cli.diffusion import hub, verify
+from fourdfy_cli.diffusion.table import CLIP_FILES
 from fourdfy_cli.diffusion.text import Fitted, fit
 from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
 from fourdfy_cli.store import gate
@@ -107,6 +108,7 @@ def load_clip(name: str, device: str = "cpu") -> Clip:
     Raises FourdfyError: exit 2 for an unknown name, 3 for weights that cannot be had.
     """
     if name == "nano":
+        verify.check(NANO_CLIP.parent, [f"{NANO_CLIP.name}/{file}" for file in CLIP_FILES], "pip install --force-reinstall fourdfy")
         return read_clip(name, NANO_CLIP, device)
     if name.startswith("local-dir:"):
         return read_clip(name, Path(name.removeprefix("local-dir:")).expanduser(), device)
@@ -169,7 +171,9 @@ def _statistics(config: Any, folder: Path) -> tuple[tuple[float, ...], tuple[flo
 def _published(id: str) -> Path:
     """The folder of one of OpenAI's models ("": ViT-B/32), fetched if need be; raises FourdfyError (exit 3) where it cannot be had."""
     try:
-        return hub.locate("clip", id)
+        folder = hub.locate("clip", id)
+        verify.check(folder, CLIP_FILES, "fourdfy models verify clip")
+        return folder
     except FourdfyError as error:
         raise FourdfyError(f"{error.message}; offline: {OFFLINE}", error.hint, error.code) from None
 

@@ -32,6 +32,7 @@ from fourdfy_cli.output.limits import within_memory
 from fourdfy_cli.output.render import Picture
 from fourdfy_cli.output.textfile import typed
 from fourdfy_cli.store import checkpoint
+from fourdfy_cli.store.cache import cache_folder
 from fourdfy_cli.store.folder import make_writable, write_json
 
 SIZE = 256  # pixels a side of the published videos
@@ -171,7 +172,7 @@ def cached(clip: Clip, key: str, video: Video, choice: Choice, counted: Callable
     size = clip.size if choice.clip == "nano" else SIZE  # the nano CLIP sees 64 pixels, more would cost a laptop minutes
     view = ["mav3d", size] if video.checkpoint else ["as shown", *videos.panel(choice.crop)]
     name = hashlib.sha256(json.dumps([key, video.content, view]).encode()).hexdigest()
-    path = textcache.cache_folder() / "clip" / f"{name}.safetensors"
+    path = cache_folder() / "clip" / f"{name}.safetensors"
     table = textcache.read(path)
     if table is None:
         made = videos.rendered(video.checkpoint, size, choice.device) if video.checkpoint else videos.frames(video.path, choice.crop)

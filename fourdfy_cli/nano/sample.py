@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fourdfy_cli.diffusion import models, text
-from fourdfy_cli.diffusion.models import NANO, Diffusion
+from fourdfy_cli.config import Models
+from fourdfy_cli.diffusion import models, sets, text
+from fourdfy_cli.diffusion.models import Diffusion
 from fourdfy_cli.diffusion.noise import guided
 from fourdfy_cli.errors import USAGE, FourdfyError
 from fourdfy_cli.nano.networks import FRAMES, LATENT_CHANNELS, LATENT_SIZE
@@ -57,7 +58,7 @@ def load(kind: str) -> Diffusion:
     """One of the nano models; raises FourdfyError (exit 2 for another kind, 3 if its weights are missing)."""
     if kind not in KINDS:
         raise FourdfyError(f"there is no kind {kind!r} of sample", f"--kind {' or '.join(KINDS)}", USAGE)
-    return models.load(NANO[kind], "cpu", torch.float32)
+    return models.load(sets.specs(Models(set="nano"), (kind,))[kind], "cpu", torch.float32)
 
 
 def sample(prompt: str, kind: str, out: Path, seed: int = 0, steps: int = 25, scale: float = 3.0) -> Path:

@@ -15,6 +15,7 @@ from transformers import CLIPTextModel
 from fourdfy_cli.diffusion import models
 from fourdfy_cli.diffusion.models import ModelSpec, Unet, Vae
 from fourdfy_cli.diffusion.multiview import fold_views
+from fourdfy_cli.diffusion.verify import write_lock
 from fourdfy_cli.errors import USAGE, FourdfyError, typed
 from fourdfy_cli.nano import data, networks
 from fourdfy_cli.nano.fit import Fit, Loss, Plan
@@ -185,6 +186,7 @@ def assemble(sources: list[Path], weights: Path) -> None:
         found = next((s / name for s in sources if (s / name).is_dir()), None)
         if found is not None:
             shutil.copytree(found, weights / name, dirs_exist_ok=True)
+    write_lock(weights)
 
 
 PARTS = ("vae", "multiview", "video", "clip")

@@ -108,7 +108,7 @@ def projected(recipe: Recipe, rows: Iterable[Mapping[str, Any]]) -> dict[int, fl
 
 def bench_file() -> Path:
     """Where `remember` keeps what was measured."""
-    from fourdfy_cli.diffusion.textcache import cache_folder
+    from fourdfy_cli.store.cache import cache_folder
 
     return cache_folder() / "bench.json"
 

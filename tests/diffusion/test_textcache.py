@@ -13,6 +13,7 @@ from reference_guidance import save_models
 from fourdfy_cli.diffusion import textcache
 from fourdfy_cli.diffusion.models import ModelSpec
 from fourdfy_cli.errors import FourdfyError
+from fourdfy_cli.store import cache
 
 WORDS = ["a red dog", ""]
 
@@ -28,7 +29,7 @@ def lose_encoder(spec: ModelSpec) -> None:
 
 
 def kept() -> list[Path]:
-    return sorted((textcache.cache_folder() / "text").glob("*"))
+    return sorted((cache.cache_folder() / "text").glob("*"))
 
 
 def test_second_time_needs_no_encoder(spec: ModelSpec) -> None:
@@ -53,7 +54,7 @@ def test_another_model_or_revision_is_another_entry(spec: ModelSpec) -> None:
 
 def test_models_without_a_revision_are_not_kept(spec: ModelSpec) -> None:
     textcache.embed(replace(spec, revision=""), WORDS, "cpu")
-    assert not (textcache.cache_folder() / "text").exists()
+    assert not (cache.cache_folder() / "text").exists()
 
 
 @pytest.mark.parametrize(
@@ -79,11 +80,11 @@ def test_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FOURDFY_CACHE", str(tmp_path / "a"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
     monkeypatch.setenv("HOME", str(tmp_path / "c"))
-    assert textcache.cache_folder() == tmp_path / "a"
+    assert cache.cache_folder() == tmp_path / "a"
     monkeypatch.delenv("FOURDFY_CACHE")
-    assert textcache.cache_folder() == tmp_path / "b" / "fourdfy"
+    assert cache.cache_folder() == tmp_path / "b" / "fourdfy"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert textcache.cache_folder() == tmp_path / "c" / ".cache" / "fourdfy"
+    assert cache.cache_folder() == tmp_path / "c" / ".cache" / "fourdfy"
 
 
 def test_a_user_without_a_home_has_a_folder_of_his_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spec: ModelSpec) -> None:
@@ -93,21 +94,21 @@ def test_a_user_without_a_home_has_a_folder_of_his_own(monkeypatch: pytest.Monke
     monkeypatch.delenv("FOURDFY_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", nobody)
-    monkeypatch.setattr(textcache.tempfile, "gettempdir", lambda: str(tmp_path))
-    folder = textcache.cache_folder()
+    monkeypatch.setattr(cache.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = cache.cache_folder()
     assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
     textcache.embed(spec, WORDS, "cpu")
     assert len(kept()) == 2
     folder.rename(tmp_path / "elsewhere")
     folder.symlink_to(tmp_path / "elsewhere")  # somebody else was first
-    assert textcache.cache_folder() != folder
+    assert cache.cache_folder() != folder
     assert list(textcache.embed(spec, WORDS, "cpu")) == WORDS
 
 
 def test_tilde_is_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("FOURDFY_CACHE", "~/c")
-    assert textcache.cache_folder() == tmp_path / "c"
+    assert cache.cache_folder() == tmp_path / "c"
 
 
 def test_what_is_written_follows_no_link(spec: ModelSpec, tmp_path: Path) -> None:
