@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from samples import tiny_recipe
 from fourdfy_cli.config import Recipe
 from fourdfy_cli.diffusion.models import ModelSpec
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what is to run in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))  # a test run beside another job wants one
 
 

@@ -7,7 +7,6 @@ and shape by shape. Everything wrong raises FourdfyError (exit 3). Instead of a 
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from fourdfy_cli.diffusion import mvdream
 from fourdfy_cli.errors import ENVIRONMENT, FourdfyError, typed
+from fourdfy_cli.store import gate
 
 UNETS = {kind.__name__: kind for kind in (UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel)}
 VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC}
@@ -43,9 +43,9 @@ def network(
         draw(model, seed, device, dtype)
     else:
         path = weights_file(folder, STEM, dtype)
-        state = stock_names(model, read_weights(path), path)
+        state = stock_names(model, read_weights(path, model), path)
         if camera is not None:
-            state |= {f"class_embedding.{key}": value for key, value in read_weights(weights_file(camera, STEM, dtype)).items()}
+            state |= {f"class_embedding.{key}": value for key, value in read_weights(weights_file(camera, STEM, dtype), model).items()}
         fill(model, {key: value.to(dtype) for key, value in state.items()}, path)
     return model.to(device).eval().requires_grad_(False)
 
@@ -133,7 +133,11 @@ def weights_file(folder: Path, stem: str, dtype: torch.dtype) -> Path:
     raise broken(f"{folder} holds no {names[0]}")
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    """A file's tensors, read if its header accounts for not many more numbers than the model has."""
+    numbers = sum(math.prod(shape) for _, shape in gate.header(path).values())
+    if numbers > 2 * sum(value.numel() for value in model.state_dict().values()) + gate.MB:
+        raise broken(f"{path} does not fit its config.json: it holds {numbers:,} numbers")
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -141,15 +145,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise broken(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise broken(f"{path} is not JSON: {line(error)}") from error
-    if not isinstance(values, dict):
-        raise broken(f"{path} is not a JSON object")
-    return values
+    """A part's config: an object of bounded size, with bounded numbers in it."""
+    return gate.bounded(gate.read_object(path), path)
 
 
 def broken(message: str) -> FourdfyError:

@@ -120,7 +120,7 @@ def fitted(spec: ModelSpec, prompts: list[str]) -> list[Fitted]:
 
 def _fitted(spec: ModelSpec, tokens: CLIPTokenizer, prompts: list[str], places: int) -> list[Fitted]:
     window = places if tokens.model_max_length == UNBOUNDED else tokens.model_max_length
-    if window > places or window <= len(tokens("").input_ids):
+    if type(window) is not int or window > places or window <= len(tokens("").input_ids):
         raise network.broken(f"{spec.folder('tokenizer')} is not the tokenizer of {spec.folder('text_encoder')}")
     return [fit(prompt, window, lambda text: len(tokens(text, verbose=False).input_ids)) for prompt in prompts]
 
@@ -156,7 +156,7 @@ def load_encoder(folder: Path, device: torch.device | str, seed: int | None = No
     encoder = empty_encoder(folder)
     if seed is None:
         path = network.weights_file(folder, "model", torch.float32)
-        state = {key.removeprefix(PREFIX): value.float() for key, value in network.read_weights(path).items()}
+        state = {key.removeprefix(PREFIX): value.float() for key, value in network.read_weights(path, encoder).items()}
         state.pop(BUFFER, None)
         if any(key.startswith(PREFIX) for key in encoder.state_dict()):
             state = {PREFIX + key: value for key, value in state.items()}

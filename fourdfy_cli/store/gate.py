@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from fourdfy_cli.errors import ENVIRONMENT, FourdfyError
 MB = 2**20
 JSON_BYTES = 16 * MB  # of a JSON file; a tokenizer of 250,000 words has 12
 HEADER_BYTES = 100 * MB  # of a safetensors file: the format's own limit
+SIZES = re.compile("num_|size|dim|channels|heads")  # keys whose numbers are never negative
+BUILDS, MODULES = re.compile("layer|depth|blocks"), 50_000  # keys of a config that say how often something is built; their product
 DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 Limits = Mapping[str, tuple[type, float, float]]
@@ -57,6 +60,34 @@ def fields(values: Any, limits: Limits, where: str) -> dict[str, Any]:
         if not within(value, *limits[key]):
             raise FourdfyError(f"{where}: {key} cannot be {repr(value)[:80]}", "fourdfy models verify", ENVIRONMENT)
     return values
+
+
+def bounded(config: dict[str, Any], where: Path | str) -> dict[str, Any]:
+    """A network's config in which no number, text or list is beyond reason, whatever its keys. Raises FourdfyError (exit 3)."""
+    for key, value in config.items():
+        if not _reasonable(str(key), value):
+            raise FourdfyError(f"{where}: {str(key)[:80]} cannot be {repr(value)[:80]}", "fourdfy models verify", ENVIRONMENT)
+    modules = math.prod(max(1, sum(_numbers(value))) for key, value in config.items() if BUILDS.search(str(key)))
+    if modules > MODULES:
+        raise FourdfyError(f"{where} describes a network of {modules:,} layers", "fourdfy models verify", ENVIRONMENT)
+    return config
+
+
+def _reasonable(key: str, value: Any, depth: int = 4) -> bool:
+    if isinstance(value, (list, dict)):
+        inside = value if isinstance(value, list) else value.values()
+        return depth > 0 and len(value) <= (10_000 if "betas" in key else 64) and all(_reasonable(key, item, depth - 1) for item in inside)
+    if isinstance(value, str):
+        return len(value) <= 1000
+    most = 128 if BUILDS.search(key) else 4096 if "sample" in key else 2**20
+    least = 0 if SIZES.search(key) else -most
+    return value is None or isinstance(value, bool) or (math.isfinite(value) and least <= value <= most)
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, list):
+        return [number for item in value for number in _numbers(item)]
+    return [value] if isinstance(value, (int, float)) else []
 
 
 def within(value: Any, kind: type, least: float, most: float) -> bool:

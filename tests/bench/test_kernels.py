@@ -17,6 +17,7 @@ from fourdfy_cli.scene.hashgrid import HashGrid
 KEYS = {"op", "dims", "log2_table", "levels", "points", "backend", "mpts_fwd", "mpts_fwd_bwd"}
 
 
+@pytest.mark.long
 def test_every_backend_of_this_machine_at_every_grid():
     rows = list(bench.measure("cpu", repeats=1, points=64))
     assert all(KEYS <= set(row) and row["mpts_fwd"] > 0 and row["mpts_fwd_bwd"] > 0 for row in rows)
