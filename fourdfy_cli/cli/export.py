@@ -20,9 +20,7 @@ Target = Annotated[Path, typer.Argument(metavar="OUT", help="The file: .glb, .us
 class Ship(options.Common):
     """Options of `export`."""
 
-    frames: Annotated[
-        int | None, typer.Option("--frames", min=1, max=512, help="Moments.", show_default="as many as a clip has; 1 of a still scene")
-    ] = None
+    frames: Annotated[int | None, typer.Option("--frames", min=1, max=512, help="Moments.", show_default="16; 1 of a still scene")] = None
     fps: Annotated[float, typer.Option("--fps", min=0.1, max=240, help="Moments a second.")] = 16
     faces: Annotated[int | None, typer.Option("--faces", min=4, help="Triangles of a mesh, at most.", show_default="all")] = None
     threshold: Annotated[
@@ -49,7 +47,7 @@ def export(source: Source, out: Target, ship: Ship) -> None:
         options.check_writable(out.parent)
         with within_memory(out, typed(*again, out, "--resolution", "64")):
             scene, recipe, meta = load_scene(source, ship.device)
-            frames = ship.frames or (recipe.frames if recipe.stage(meta["stage"]).moving else 1)
+            frames = ship.frames or (16 if recipe.stage(meta["stage"]).moving else 1)
             target = library.place(out, frames)
             if target != out:
                 options.check_free(target, "a sequence's files", lambda free: typed(*again, free.with_name(free.name + out.suffix)))

@@ -1,5 +1,5 @@
-"""Depth as colour: equal steps of distance look equally far apart. A path through OKLCH (Ottosson 2020): lightness falls evenly from near to
-far while the hue turns evenly from yellow to violet."""
+"""Depth as colour: equal steps of distance look equally far apart. A path through OKLCH (Ottosson 2020): lightness falls evenly from near
+to far while the hue turns evenly from yellow to violet."""
 
 from __future__ import annotations
 

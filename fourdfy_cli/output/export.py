@@ -111,9 +111,12 @@ def _numbered(path: Path, shapes: list, save: Callable[[Path, Any], None], rows:
 def save_mesh(path: Path, each: Mesh) -> None:
     """A .ply (binary) or .obj file with normals and colours, 8 bits each."""
     import trimesh
+    from trimesh.exchange.obj import export_obj
+    from trimesh.exchange.ply import export_ply
 
     colors = (each.colors * 255).round().astype(np.uint8)
     body = trimesh.Trimesh(each.vertices, each.faces, vertex_normals=each.normals, vertex_colors=colors, process=False)
-    more = {"vertex_normal": True} if path.suffix == ".ply" else {"include_normals": True}
-    content = body.export(file_type=path.suffix[1:], **more)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    if path.suffix == ".ply":
+        path.write_bytes(export_ply(body, vertex_normal=True))
+    else:
+        path.write_text(str(export_obj(body, include_normals=True)), encoding="utf-8")

@@ -48,12 +48,15 @@ def mesh(scene: Scene, time: float, threshold: float | None = None, faces: int |
 
     Raises FourdfyError: exit 1 if there is nothing at that time, exit 3 without scikit-image.
     """
-    require("export", "skimage", "fast_simplification")
     volume = densities(scene, time, resolution)
-    level = automatic([volume]) if threshold is None else threshold
-    vertices, triangles = surface(volume, level, time)
-    vertices, triangles = decimated(*largest(vertices, triangles), faces)
-    bare = Mesh(vertices, triangles, normals_of(vertices, triangles), np.empty((0, 3), np.float32), level)
+    return cut(scene, time, volume, automatic([volume]) if threshold is None else threshold, faces)
+
+
+def cut(scene: Scene, time: float, volume: np.ndarray, threshold: float, faces: int | None = None) -> Mesh:
+    """The surface where the densities [R R R] of that time pass a threshold. Raises as `mesh`."""
+    require("export", "skimage", "fast_simplification")
+    vertices, triangles = decimated(*largest(*surface(volume, threshold, time)), faces)
+    bare = Mesh(vertices, triangles, normals_of(vertices, triangles), np.empty((0, 3), np.float32), threshold)
     return replace(bare, colors=colours(scene, time, bare))
 
 

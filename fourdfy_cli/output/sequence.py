@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from fourdfy_cli.output.mesh import RESOLUTION, Mesh, automatic, densities, mesh, normals_of
+from fourdfy_cli.scene.deformation import Deformation
 from fourdfy_cli.scene.field import Deformed
 from fourdfy_cli.scene.scene import Scene
 
@@ -54,7 +55,7 @@ def meshes(scene: Scene, choice: Choice, counted: Counted) -> list[Mesh]:
 def moved(scene: Scene, first: Mesh, time: float) -> Mesh:
     """A deformation field's mesh of time 0 at another time: each vertex where the point lies that comes from the same origin."""
     assert isinstance(scene.field, Deformed)
-    deformation = scene.field.dynamic
+    deformation = cast(Deformation, scene.field.dynamic)
     x = (torch.from_numpy(first.vertices).to(scene.blob_std) + 1) / 2
     origin = deformation(torch.cat([x, torch.zeros_like(x[:, :1])], 1))
     there = deformation.inverse(origin, torch.full_like(x[:, 0], time))
