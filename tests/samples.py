@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,30 @@ TINY = replace(
 
 def scene(seed: int = 0) -> Scene:
     return Scene(TINY.field, TINY.background, TINY.march, seed)
+
+
+class Matter(torch.nn.Module):
+    """A field that is dense where `distance`, of points [N 3] and times [N], is below zero; coloured by place."""
+
+    def __init__(self, distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], dense: float = 400.0):
+        super().__init__()
+        self.distance, self.dense = distance, dense
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, blob_std: float) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.dense * torch.sigmoid(-self.distance(x, time) / 0.002), (x + 1) / 2
+
+
+def ball(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+    """Distance to a ball of radius 0.4 that goes from (0.2, 0, 0) to (0.2, 0, 0.4) and back."""
+    centre = torch.stack([torch.full_like(time, 0.2), 0 * time, 0.4 * torch.sin(torch.pi * time) ** 2], 1)
+    return (x - centre).norm(dim=1) - 0.4
+
+
+def matter(distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = ball) -> Scene:
+    """A scene of dense matter with a sharp edge."""
+    made = Scene(TINY.field, TINY.background, replace(TINY.march, samples=384), 0)
+    made.field = Matter(distance)
+    return made
 
 
 def save(path: Path, stage: int = 1, seed: int = 0, recipe: config.Recipe = TINY) -> Path:

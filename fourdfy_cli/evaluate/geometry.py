@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from fourdfy_cli.nano import solid
 from fourdfy_cli.nano.prompts import Subject
@@ -43,7 +43,7 @@ def spread(body: Mesh, count: int) -> np.ndarray:
 
 def chamfer(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Mean distance to the nearest point of the other cloud [N 3], both ways."""
-    return float((cKDTree(theirs).query(ours)[0].mean() + cKDTree(ours).query(theirs)[0].mean()) / 2)
+    return float((KDTree(theirs).query(ours)[0].mean() + KDTree(ours).query(theirs)[0].mean()) / 2)
 
 
 def volume_iou(ours: np.ndarray, subject: Subject, time: float) -> float:

@@ -14,6 +14,7 @@ from fourdfy_cli.nano.world import pose, rotation
 Rng = np.random.Generator
 AREA = {BALL: 4 * math.pi, BOX: 24.0, CYLINDER: 6 * math.pi, CONE: (1 + math.sqrt(5)) * math.pi}  # of the unit primitives
 TRIES = 4  # candidates for each point wanted
+NUDGE = 1e-6  # world units: parts may touch
 
 
 class Placed(NamedTuple):
@@ -50,24 +51,28 @@ def holds(part: Placed, x: np.ndarray) -> np.ndarray:
 
 def inside(subject: Subject, time: float, x: np.ndarray) -> np.ndarray:
     """Whether points [N 3] of the world lie inside a thing at a time in [0,1]."""
-    return np.any([holds(part, x) for part in parts(subject, time)], 0)
+    return np.stack([holds(part, x) for part in parts(subject, time)]).any(0)
 
 
 def surface(subject: Subject, time: float, count: int, rng: Rng) -> np.ndarray:
-    """About `count` points [N 3] of a thing's surface, evenly by area: those of its parts that lie inside no other part."""
+    """About `count` points [N 3] of a thing's surface, evenly by area: those of its parts just outside which no other part is."""
+    points, weights = [], []
     placed = parts(subject, time)
-    points, weights = zip(*(_on_part(part, TRIES * count // len(placed) + 1, rng) for part in placed), strict=True)
-    bare = [~np.logical_or.reduce([np.zeros(len(x), bool), *(holds(p, x) for p in placed if p is not own)])
-            for own, x in zip(placed, points, strict=True)]  # fmt: skip
-    every, weight = np.concatenate(points), np.concatenate(weights) * np.concatenate(bare)
+    for own in placed:
+        x, normal, area = _on_part(own, TRIES * count // len(placed) + 1, rng)
+        hidden = [holds(other, x + NUDGE * normal) for other in placed if other is not own]
+        points.append(x)
+        weights.append(area * ~np.any(hidden, 0) if hidden else area)
+    every, weight = np.concatenate(points), np.concatenate(weights)
     return every[rng.choice(len(every), count, p=weight / weight.sum())]
 
 
-def _on_part(part: Placed, count: int, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
-    """Points [N 3] of a part's surface, and the area that each stands for."""
+def _on_part(part: Placed, count: int, rng: Rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points [N 3] of a part's surface, their unit normals [N 3], and the area [N] that each stands for."""
     u, normal = _on_primitive(part.kind, count, rng)
-    stretch = np.abs(np.linalg.det(part.A)) * np.linalg.norm(normal @ np.linalg.inv(part.A), axis=1)
-    return u @ part.A.T + part.c, stretch * AREA[part.kind] / count
+    turned = normal @ np.linalg.inv(part.A)
+    length = np.linalg.norm(turned, axis=1)
+    return u @ part.A.T + part.c, turned / length[:, None], np.abs(np.linalg.det(part.A)) * length * AREA[part.kind] / count
 
 
 def _on_primitive(kind: int, count: int, rng: Rng) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,8 @@ RESOLUTION = 128
 SMALL = 0.05  # a component with less than this share of the largest one's area goes
 LAYERS = 8  # steps into the matter that a vertex's colour is gathered from
 LEVELS = np.geomspace(0.1, 1000, 200)  # thresholds to choose from
+ALIKE = 0.002  # IoU less than the best one's that is as good
+FLOOR = 1e-3  # of the threshold: a lower density counts as this
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def field(scene: Scene, x: Tensor, time: float) -> tuple[Tensor, Tensor]:
 
 def automatic(volumes: Iterable[np.ndarray]) -> float:
     """The threshold at which the solid's silhouettes along the three axes fit best those of the fog itself: where a ray loses more than
-    half of its light. Measured by IoU over all volumes; 0.1 where there is nothing."""
+    half of its light. Measured by IoU over all volumes; of many that fit, the middle; 0.1 where there is nothing."""
     both, union = np.zeros(len(LEVELS)), np.zeros(len(LEVELS))
     for volume in volumes:
         for axis in range(3):
@@ -89,7 +91,8 @@ def automatic(volumes: Iterable[np.ndarray]) -> float:
             counts = (np.bincount(which, minlength=len(LEVELS) + 1) for which in (peak[dark], peak.ravel()))
             hit, drawn = (count[::-1].cumsum()[::-1][1:] for count in counts)  # rays at or beyond each threshold
             both, union = both + hit, union + drawn + dark.sum() - hit
-    return float(LEVELS[np.argmax(both / np.maximum(union, 1))])
+    fit = both / np.maximum(union, 1)
+    return float(np.median(LEVELS[fit >= fit.max() - ALIKE])) if fit.max() > 0 else float(LEVELS[0])
 
 
 def surface(volume: np.ndarray, threshold: float, time: float) -> tuple[np.ndarray, np.ndarray]:
@@ -103,10 +106,9 @@ def surface(volume: np.ndarray, threshold: float, time: float) -> tuple[np.ndarr
         raise FourdfyError(what, f"--threshold {peak / 2:.2g}" if peak > 0.01 else "fourdfy render RUN --grid", FAILURE)
     from skimage.measure import marching_cubes
 
-    cell = 2 / len(volume)
-    opacity, level = (-np.expm1(-cell * np.pad(volume, 1))), -np.expm1(-cell * threshold)  # a density may leap; this is in [0,1]
-    vertices, faces, _, _ = marching_cubes(opacity, level, allow_degenerate=False)
-    return ((vertices - 0.5) * cell - 1).astype(np.float32), faces[:, ::-1].astype(np.int64)
+    log = np.log(np.maximum(np.pad(volume / threshold, 1), FLOOR))  # a density leaps at a surface, its logarithm goes evenly
+    vertices, faces, _, _ = marching_cubes(log, 0.0, allow_degenerate=False)
+    return ((vertices - 0.5) * (2 / len(volume)) - 1).astype(np.float32), faces[:, ::-1].astype(np.int64)
 
 
 def largest(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
