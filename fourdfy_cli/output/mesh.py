@@ -103,7 +103,7 @@ def surface(volume: np.ndarray, threshold: float, time: float) -> tuple[np.ndarr
     peak = float(volume.max())
     if peak <= threshold:
         what = f"nothing to cut at time {time:g}: the scene is nowhere denser than {peak:.3g} and the threshold is {threshold:.3g}"
-        raise FourdfyError(what, f"--threshold {peak / 2:.2g}" if peak > 0.01 else "fourdfy render RUN --grid", FAILURE)
+        raise FourdfyError(what, f"--threshold {peak / 2:.2g}" if peak > 0.01 else "fourdfy render RUN --grid 4x8", FAILURE)
     from skimage.measure import marching_cubes
 
     log = np.log(np.maximum(np.pad(volume / threshold, 1), FLOOR))  # a density leaps at a surface, its logarithm goes evenly

@@ -47,7 +47,7 @@ def splats(scene: Scene, time: float, resolution: int) -> Splats:
     opacity = peaks(volume, cell)
     chosen = (opacity > FAINT) & (shade(volume * cell) < HIDDEN)
     if not chosen.any():
-        raise FourdfyError(f"there is nothing to see at time {time:g}", "fourdfy render RUN --grid", FAILURE)
+        raise FourdfyError(f"there is nothing to see at time {time:g}", "fourdfy render RUN --grid 4x8", FAILURE)
     centres = ((np.argwhere(chosen) + 0.5) * cell - 1).astype(np.float32)
     with torch.no_grad():
         colors = field(scene, torch.from_numpy(centres).to(scene.blob_std), time)[1].cpu().numpy()

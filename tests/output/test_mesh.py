@@ -67,9 +67,7 @@ def test_nothing_is_where_the_occupancy_grid_says_so():
     assert (mesh.densities(made, 0.0, 16)[:8] == 0).all() and mesh.densities(made, 0.0, 16).max() > 100
 
 
-@pytest.mark.parametrize(
-    "threshold, code, word", [(None, 1, "nothing"), (1e9, 1, "threshold"), (-1.0, 2, "positive"), (float("nan"), 2, "nan")]
-)
+@pytest.mark.parametrize("threshold, code, word", [(None, 1, "nothing"), (1e9, 1, "threshold"), (-1.0, 2, "positive"), (np.nan, 2, "nan")])
 def test_nothing_to_cut(threshold: float | None, code: int, word: str):
     empty = matter(lambda x, time: torch.ones_like(time)) if threshold is None else matter()
     with pytest.raises(FourdfyError) as error:
