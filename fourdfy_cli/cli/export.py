@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,7 +54,8 @@ def export(source: Source, out: Target, ship: Ship) -> None:
                 options.check_free(target, "a sequence's files", lambda free: typed(*again, free.with_name(free.name + out.suffix)))
             ship.output.finish(_written(out, scene, recipe, meta, frames, ship))
     except FourdfyError as error:
-        raise FourdfyError(error.message, error.hint.replace("RUN", typed(source)), error.code) from None
+        hint = re.sub(r"(?<= )RUN(?= |$)", lambda _: typed(source), error.hint)  # what cuts the field does not know where it is from
+        raise FourdfyError(error.message, hint, error.code) from None
 
 
 def _written(out: Path, scene: Any, recipe: Any, meta: dict[str, Any], frames: int, ship: Ship) -> dict[str, Any]:
