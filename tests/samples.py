@@ -20,6 +20,7 @@ from fourdfy_cli.cli import main
 from fourdfy_cli.config import Field, Grid, March, Recipe
 from fourdfy_cli.output import render
 from fourdfy_cli.presets import preset
+from fourdfy_cli.scene.field import Deformed
 from fourdfy_cli.scene.scene import Scene
 from fourdfy_cli.scene.volume import Samples
 from fourdfy_cli.store import checkpoint
@@ -57,6 +58,26 @@ def matter(distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = ball
     """A scene of dense matter with a sharp edge."""
     made = Scene(TINY.field, TINY.background, replace(TINY.march, samples=384), 0)
     made.field = Matter(distance)
+    return made
+
+
+class Bent(Deformed):
+    """A ball in the static scene that is bent, moved and squeezed over time."""
+
+    def decode(self, features: torch.Tensor, x: torch.Tensor, blob_std: float) -> tuple[torch.Tensor, torch.Tensor]:
+        origin = features[:, -3:]
+        return 400 * torch.sigmoid((0.4 - origin.norm(dim=1)) / 0.002), (origin + 1) / 2
+
+
+def bent() -> Scene:
+    made = scene()
+    made.field = Bent(replace(TINY.field, kind="deformation"), torch.Generator().manual_seed(0))
+
+    def displacement(x: torch.Tensor) -> torch.Tensor:
+        wave = torch.sin(torch.pi * x[:, 3]) ** 2
+        return torch.stack([-0.1 * wave, 0.1 * wave * torch.sin(6 * x[:, 2]), 0.4 * wave * (x[:, 2] - 0.5)], 1)
+
+    made.field.dynamic.displacement = displacement
     return made
 
 

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from samples import fails, isolated, matter, save, scene  # noqa: F401
-from test_mesh import bent
+from samples import bent, fails, isolated, matter, save, scene  # noqa: F401
 
 from fourdfy_cli.cli import main
 from fourdfy_cli.output import export, extras, render

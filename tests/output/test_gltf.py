@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 from browser import Stage, node_packages, validate
-from samples import TINY, ball, matter
-from test_mesh import bent
+from samples import TINY, ball, bent, matter
 
 from fourdfy_cli.output import gltf, render
 from fourdfy_cli.output.sequence import Choice, meshes

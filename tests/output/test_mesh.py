@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from samples import TINY, matter, scene
+from samples import bent, matter, scene
 
 from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.output import extras, mesh, sequence
-from fourdfy_cli.scene.field import Deformed
-from fourdfy_cli.scene.scene import Scene
 
 
 @pytest.mark.parametrize("time", [0.0, 0.5])
@@ -80,26 +78,6 @@ def test_an_extra_that_is_not_there(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(FourdfyError) as error:
         mesh.mesh(scene(), 0.0, resolution=8)
     assert error.value.code == 3 and error.value.hint == "pip install 'fourdfy[export]'" and "skimage" in error.value.message
-
-
-class Bent(Deformed):
-    """A ball in the static scene that is bent, moved and squeezed over time."""
-
-    def decode(self, features: torch.Tensor, x: torch.Tensor, blob_std: float) -> tuple[torch.Tensor, torch.Tensor]:
-        origin = features[:, -3:]
-        return 400 * torch.sigmoid((0.4 - origin.norm(dim=1)) / 0.002), (origin + 1) / 2
-
-
-def bent() -> Scene:
-    made = scene()
-    made.field = Bent(mesh.replace(TINY.field, kind="deformation"), torch.Generator().manual_seed(0))
-
-    def displacement(x: torch.Tensor) -> torch.Tensor:
-        wave = torch.sin(torch.pi * x[:, 3]) ** 2
-        return torch.stack([-0.1 * wave, 0.1 * wave * torch.sin(6 * x[:, 2]), 0.4 * wave * (x[:, 2] - 0.5)], 1)
-
-    made.field.dynamic.displacement = displacement
-    return made
 
 
 def test_a_deformation_moves_one_mesh():
