@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from fourdfy_cli.cli import main
 from fourdfy_cli.config import Field, Grid, March, Recipe
 from fourdfy_cli.output import render
 from fourdfy_cli.presets import preset
+from fourdfy_cli.scene.field import Deformed
 from fourdfy_cli.scene.scene import Scene
 from fourdfy_cli.scene.volume import Samples
 from fourdfy_cli.store import checkpoint
@@ -33,6 +35,50 @@ TINY = replace(
 
 def scene(seed: int = 0) -> Scene:
     return Scene(TINY.field, TINY.background, TINY.march, seed)
+
+
+class Matter(torch.nn.Module):
+    """A field that is dense where `distance`, of points [N 3] and times [N], is below zero; coloured by place."""
+
+    def __init__(self, distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], dense: float = 400.0):
+        super().__init__()
+        self.distance, self.dense = distance, dense
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, blob_std: float) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.dense * torch.sigmoid(-self.distance(x, time) / 0.002), (x + 1) / 2
+
+
+def ball(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+    """Distance to a ball of radius 0.4 that goes from (0.2, 0, 0) to (0.2, 0, 0.4) and back."""
+    centre = torch.stack([torch.full_like(time, 0.2), 0 * time, 0.4 * torch.sin(torch.pi * time) ** 2], 1)
+    return (x - centre).norm(dim=1) - 0.4
+
+
+def matter(distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = ball) -> Scene:
+    """A scene of dense matter with a sharp edge."""
+    made = Scene(TINY.field, TINY.background, replace(TINY.march, samples=384), 0)
+    made.field = Matter(distance)
+    return made
+
+
+class Bent(Deformed):
+    """A ball in the static scene that is bent, moved and squeezed over time."""
+
+    def decode(self, features: torch.Tensor, x: torch.Tensor, blob_std: float) -> tuple[torch.Tensor, torch.Tensor]:
+        origin = features[:, -3:]
+        return 400 * torch.sigmoid((0.4 - origin.norm(dim=1)) / 0.002), (origin + 1) / 2
+
+
+def bent() -> Scene:
+    made = scene()
+    made.field = Bent(replace(TINY.field, kind="deformation"), torch.Generator().manual_seed(0))
+
+    def displacement(x: torch.Tensor) -> torch.Tensor:
+        wave = torch.sin(torch.pi * x[:, 3]) ** 2
+        return torch.stack([-0.1 * wave, 0.1 * wave * torch.sin(6 * x[:, 2]), 0.4 * wave * (x[:, 2] - 0.5)], 1)
+
+    made.field.dynamic.displacement = displacement
+    return made
 
 
 def save(path: Path, stage: int = 1, seed: int = 0, recipe: config.Recipe = TINY) -> Path:

@@ -33,6 +33,7 @@ MODELS = ("auto", "paper", "nano", "random")
 SIZES = ("full", "tiny")
 SPARE = "fourdfy: how many threads others leave free"
 
+Source = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint or a run folder.", show_default=False)]
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to make, in words.", show_default=False)]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Every draw comes from this number.")]
 Device = Annotated[str, typer.Option("--device", envvar="FOURDFY_DEVICE", help="cpu, cuda or cuda:N.")]
@@ -237,7 +238,7 @@ def defaults() -> dict[str, dict[str, Any]]:
     """fourdfy.toml as defaults of the commands' options (its [set] table is read by `recipe`)."""
     values = {key: value for key, value in file_settings().items() if key != "set"}
     device = {key: value for key, value in values.items() if key == "device"}
-    return {command: values for command in ("generate", "stage1", "stage2", "stage3")} | {"render": device}
+    return {command: values for command in ("generate", "stage1", "stage2", "stage3")} | {"render": device, "export": device}
 
 
 def check_device(device: str) -> None:
@@ -259,6 +260,17 @@ def check_writable(folder: Path) -> None:
             return
     except OSError as error:
         raise FourdfyError(f"cannot write in {folder}: {error.strerror}", "a folder that you may write in: --out FOLDER", USAGE) from None
+
+
+def check_free(folder: Path, what: str, again: Callable[[Path], str]) -> None:
+    """Raises FourdfyError (exit 2) unless a folder for `what` is new or empty; `again` makes the hint of a name that is free."""
+    if not folder.exists() or (folder.is_dir() and next(folder.iterdir(), None) is None):
+        return
+    why = f"holds other files; {what} want a folder of their own" if folder.is_dir() else f"is a file, not a folder for {what}"
+    whole = folder.absolute()
+    free = next(path for k in range(2, 10_000) if not (path := whole.with_name(f"{whole.name}-{k}")).exists())
+    free = free if folder.is_absolute() or folder.name in ("", "..") else folder.with_name(free.name)
+    raise FourdfyError(f"{folder} {why}", again(free), USAGE)
 
 
 def check_prompt(prompt: str, models: str) -> None:

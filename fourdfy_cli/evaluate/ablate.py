@@ -239,7 +239,7 @@ def picture(wanted: Ablation) -> Path:
 def _looks(scene: Scene, recipe: Recipe) -> Iterator[render.Picture]:
     grid = [(2 * np.pi * view / VIEWS, time / TIMES) for view in range(VIEWS) for time in range(TIMES)]
     azimuth, time = torch.tensor(grid, dtype=torch.float32).unbind(-1)
-    yield from (rgb for rgb, _ in render.views(scene, recipe, render.shot(azimuth, time, render.orbit_of(recipe, 64))))
+    yield from render.views(scene, recipe, render.shot(azimuth, time, render.orbit_of(recipe, 64)))
 
 
 def _label(text: str, height: int) -> render.Picture:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from fourdfy_cli.diffusion.text import VIEW_WORDS
+from fourdfy_cli.errors import FourdfyError
+from fourdfy_cli.evaluate import geometry
 from fourdfy_cli.evaluate.clip import Clip, load_clip
 from fourdfy_cli.nano.data import DISTANCE, ELEVATION, FOVY, GREY
 from fourdfy_cli.nano.networks import FRAMES, IMAGE_SIZE
@@ -36,7 +38,8 @@ def score(run: Path) -> dict[str, Any]:
     iou, psnr (dB), depth_error: means over views and times. motion_ratio: mean frame-to-frame change over the ground
     truth's (if the prompt names no motion: over the mean of the five motions'), whatever the stage. object_ok, colour_ok:
     fraction of views in which nano CLIP names them right. fronts: how many of the 8 azimuths look like a front (None for
-    things without one); front_runs: how many separate fronts those form. Raises FourdfyError as `render.load_scene`.
+    things without one); front_runs: how many separate fronts those form; chamfer and volume_iou of the solids, means over times.
+    Raises FourdfyError as `render.load_scene`.
     """
     scene, recipe, meta = render.load_scene(run)
     clip, moving = load_clip("nano"), recipe.stage(meta["stage"]).moving
@@ -50,7 +53,7 @@ def score(run: Path) -> dict[str, Any]:
     result = {name: float(np.nanmean(values)) for name, values in per_view.items()}
     result |= {"motion_ratio": motion_ratio(scene, subject)}
     result |= naming(clip, frames, subject)
-    result |= fronts(clip, frames, subject)
+    result |= fronts(clip, frames, subject) | solids(scene, target, shot)
     result |= {"prompt": meta["prompt"], "stage": meta["stage"], "held_out": subject.held_out, "per_view": table(shot, per_view)}
     if run.is_dir():
         write_json(run / "nano.json", result)
@@ -132,6 +135,14 @@ def fronts(clip: Clip, frames: Frames, subject: Subject) -> dict[str, Any]:
     front = (best_text(clip, first, [f"a {subject.colour} {subject.object}, {view}" for view in VIEW_WORDS]) == 0).numpy()
     starts = int((front & ~np.roll(front, 1)).sum())
     return {"fronts": int(front.sum()), "front_runs": 1 if front.all() else starts}
+
+
+def solids(scene: Scene, subject: Subject, shot: Shot) -> dict[str, Any]:
+    """chamfer, volume_iou and a row for each time of the shot, see geometry.py; of a scene that cannot be cut, why."""
+    try:
+        return geometry.summary(geometry.compare(scene, subject, shot.time[::AZIMUTHS].tolist()))
+    except FourdfyError as error:
+        return {"chamfer": None, "volume_iou": None, "geometry": error.message}
 
 
 def table(shot: Shot, per_view: dict[str, np.ndarray]) -> list[dict[str, float]]:

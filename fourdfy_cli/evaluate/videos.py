@@ -248,5 +248,4 @@ def frames(path: Path, crop: str | None = None) -> Iterator[render.Picture]:
 def rendered(path: Path, size: int, device: str) -> Iterator[render.Picture]:
     """The frames of a checkpoint on the MAV3D path. Raises FourdfyError as `render.load_scene`."""
     scene, recipe, _ = render.load_scene(path, device)
-    for rgb, _ in render.views(scene, recipe, mav3d(size)):
-        yield rgb
+    yield from render.views(scene, recipe, mav3d(size))

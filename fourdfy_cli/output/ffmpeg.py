@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fourdfy_cli.errors import ENVIRONMENT, FAILURE, MEMORY, USAGE, FourdfyError
+from fourdfy_cli.output.codecs import codec
 from fourdfy_cli.output.textfile import typed
 
 CONTAINERS = "mov,matroska,avi,gif,apng,mpeg,mpegvideo,mpegts,ogg,flv,asf"  # demuxers
@@ -215,19 +216,20 @@ def passthrough() -> tuple[str, str]:
     return _passthrough(ffmpeg())
 
 
-def encoding(width: int, height: int, fps: float) -> list[str]:
-    """Options that make H.264, which every browser plays, of rgb24 frames on stdin; odd sizes are padded by one pixel."""
+def encoding(shape: tuple[int, ...], fps: float, suffix: str = ".mp4") -> list[str]:
+    """Options that make a film of frames [H W 3] or [H W 4] (with alpha, which .mp4 has not) on stdin; see codecs.py."""
+    height, width, channels = shape
     return [
-        "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}",
-        "-i", "pipe:0", "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p",
-        "-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1", "-f", "mp4",
+        "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgba" if channels == 4 else "rgb24", "-s", f"{width}x{height}",
+        "-r", f"{fps:g}", "-i", "pipe:0", *codec(suffix, channels == 4),
+        "-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1",
     ]  # fmt: skip
 
 
 def probe() -> FourdfyError | None:
     """What is missing for videos, None if nothing is: two frames are encoded as `write_video` does it, and read again."""
     try:
-        code, film, said = run([*encoding(16, 16, 16), "-movflags", "frag_keyframe+empty_moov", "pipe:1"], bytes(2 * 16 * 16 * 3))
+        code, film, said = run([*encoding((16, 16, 3), 16), "-movflags", "frag_keyframe+empty_moov", "pipe:1"], bytes(2 * 16 * 16 * 3))
         if code == 0 and film:
             told = ["-v", "error", *source(None), *passthrough(), "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
             code, film, said = run(told, film)

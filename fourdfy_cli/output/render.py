@@ -1,21 +1,18 @@
-"""From a checkpoint to pictures: orbits, previews, PNG and MP4 files. No diffusion model is involved.
+"""From a checkpoint to pictures: orbits, previews, PNG and video files. No diffusion model is involved.
 
-Pictures that leave this module are uint8 [H W 3]. Angles in degrees here (`Orbit`), radians in shots; time in [0,1).
+Pictures that leave this module are uint8 [H W 3], or [H W 4] with alpha. Angles in degrees here (`Orbit`), radians in shots; time in [0,1).
 """
 
 from __future__ import annotations
 
 import contextlib
-import glob
 import itertools
 import math
-import os
-import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,19 +21,32 @@ from PIL import Image
 from torch import Tensor
 
 from fourdfy_cli import config, kernels
-from fourdfy_cli.errors import FAILURE, USAGE, FourdfyError
+from fourdfy_cli.errors import USAGE, FourdfyError
 from fourdfy_cli.output.ffmpeg import encoding, named, running, unwritable
 from fourdfy_cli.output.textfile import typed
 from fourdfy_cli.scene.cameras import Shot, orbit_camera
-from fourdfy_cli.scene.scene import Scene, render
+from fourdfy_cli.scene.scene import Frames, Scene, camera_rays, render
 from fourdfy_cli.store import checkpoint, files
 
-Picture = UInt8[np.ndarray, "H W 3"]
+Picture = UInt8[np.ndarray, "H W C"]
+MOMENTS = 16  # of a cycle, looked at to see whether it is closed
+LEAP = 1.5  # what a closed cycle's last change may be over the largest of its others
+
+
+class Look(NamedTuple):
+    """A view of a scene: the picture [H W 3], the same without its background, with alpha [H W 4] (not multiplied by it), the mean distance
+    from the camera of what is seen, along the ray, world units [H W] (0 where nothing is), and opacity [H W]."""
+
+    picture: Picture
+    cut_out: Picture
+    distance: np.ndarray
+    opacity: np.ndarray
 
 
 @dataclass(frozen=True)
 class Orbit:
-    """One turn around the object while time runs `cycles` times through [0,1); degrees, world units, pixels."""
+    """One turn around the object while time runs `cycles` times through [0,1), or, if its end does not lead into its beginning (not
+    `closed`), there and back; degrees, world units, pixels."""
 
     frames: int = 64
     cycles: int = 4
@@ -44,10 +54,16 @@ class Orbit:
     distance: float = 3.0
     fovy: float = 40.0
     size: int = 256
+    closed: bool = True
 
     def shot(self) -> Shot:
         k = torch.arange(self.frames, dtype=torch.float32) / self.frames
-        return shot(2 * math.pi * k, (k * self.cycles) % 1, self)
+        return shot(2 * math.pi * k, self.times(), self)
+
+    def times(self) -> Float[Tensor, " F"]:
+        """The moment of each frame; the first follows upon the last."""
+        k = torch.arange(self.frames, dtype=torch.float32) / self.frames
+        return (k * self.cycles) % 1 if self.closed else 1 - (1 - (k * max(2, self.cycles) % 2)).abs()
 
 
 def orbit_of(recipe: config.Recipe, size: int | None = None, frames: int = 64) -> Orbit:
@@ -73,42 +89,59 @@ def backdrop(recipe: config.Recipe) -> Float[Tensor, " 3"] | None:
 
 
 @torch.no_grad()
-def views(scene: Scene, recipe: config.Recipe, shot: Shot) -> Iterator[tuple[Picture, Picture]]:
-    """Colour and depth picture of each view in turn. Depth is bright near the camera and black where nothing is."""
-    ground = backdrop(recipe)
-    device = scene.blob_std.device
-    ground = ground if ground is None else ground.to(device)
+def looks(scene: Scene, recipe: config.Recipe, shot: Shot) -> Iterator[Look]:
+    """Each view of a shot in turn."""
+    plain = backdrop(recipe)
+    black = torch.zeros_like(scene.blob_std).expand(3)
     for k in range(len(shot)):
-        frame = render(scene, shot[k : k + 1].to(device), float(scene.blob_std), ground, None, False)
-        distance = float(shot.c2w[k, :3, 3].norm())
-        yield to_uint8(frame.rgb[0]), depth_picture(frame.depth[0], frame.opacity[0], distance)
+        view = shot[k : k + 1].to(scene.blob_std.device)
+        frame = Frames(*(part[0] for part in render(scene, view, float(scene.blob_std), black, None, False)))
+        clear = (1 - frame.opacity)[..., None]
+        behind = scene.background_net(camera_rays(scene, view).direction).view_as(frame.rgb) if plain is None else plain.to(black)
+        cut_out = torch.cat([frame.rgb / frame.opacity.clamp_min(1e-6)[..., None], frame.opacity[..., None]], -1)
+        distance = torch.where(frame.opacity > 0, frame.depth / frame.opacity.clamp_min(1e-6), 0)
+        yield Look(to_uint8(frame.rgb + clear * behind), to_uint8(cut_out), distance.cpu().numpy(), frame.opacity.cpu().numpy())
 
 
-def to_uint8(rgb: Float[Tensor, "H W 3"]) -> Picture:
-    """rgb in [0,1] as bytes."""
+def views(scene: Scene, recipe: config.Recipe, shot: Shot) -> Iterator[Picture]:
+    """The picture of each view in turn."""
+    return (look.picture for look in looks(scene, recipe, shot))
+
+
+def to_uint8(rgb: Float[Tensor, "H W C"]) -> Picture:
+    """Values in [0,1] as bytes."""
     return (rgb.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
-def depth_picture(depth: Float[Tensor, "H W"], opacity: Float[Tensor, "H W"], distance: float) -> Picture:
-    """Opacity times nearness: 1 one world unit before the centre of the scene, 0 one behind it; grey bytes."""
-    mean = depth / opacity.clamp_min(1e-6)
-    grey = opacity * ((distance + 1 - mean) / 2).clamp(0, 1)
-    return to_uint8(grey[..., None].expand(-1, -1, 3))
+def closes(scene: Scene, recipe: config.Recipe) -> bool:
+    """Whether the end of a scene's time leads into its beginning: from the last of MOMENTS moments to the first it changes no more than
+    LEAP times as much as between others, seen from three sides."""
+    pictures = np.stack(list(views(scene, recipe, around(recipe, MOMENTS, 3, 32)))).reshape(MOMENTS, -1).astype(float)
+    change = np.abs(pictures - np.roll(pictures, 1, 0)).mean(1)  # the first: from the last moment to the first
+    return bool(change[0] <= LEAP * change[1:].max())
 
 
 def preview(scene: Scene, recipe: config.Recipe, path: Path, times: int = 4, size: int = 64) -> Path:
     """Write a sheet of four azimuths (columns) by `times` times (rows, from 0) as PNG."""
-    grid = [(math.pi / 2 * a, t / times) for t in range(times) for a in range(4)]
-    azimuth, time = torch.tensor(grid).unbind(-1)
-    pictures = [rgb for rgb, _ in views(scene, recipe, shot(azimuth, time, orbit_of(recipe, size)))]
-    rows = [np.concatenate(pictures[4 * row : 4 * row + 4], 1) for row in range(times)]
-    return write_png(path, np.concatenate(rows, 0))
+    return write_png(path, sheet(views(scene, recipe, around(recipe, times, 4, size)), 4))
+
+
+def around(recipe: config.Recipe, times: int, sides: int, size: int | None) -> Shot:
+    """Every side at every time, time by time, from 0."""
+    azimuth = (2 * math.pi / sides * torch.arange(sides)).repeat(times)
+    return shot(azimuth, (torch.arange(times) / times).repeat_interleave(sides), orbit_of(recipe, size))
+
+
+def sheet(pictures: Iterable[Picture], columns: int) -> Picture:
+    """Pictures of one size beside and under each other."""
+    every = list(pictures)
+    return np.concatenate([np.concatenate(every[k : k + columns], 1) for k in range(0, len(every), columns)], 0)
 
 
 def orbit(scene: Scene, recipe: config.Recipe, path: Path, size: int | None = None, frames: int = 64) -> Path:
     """Render the orbit video of a scene to an MP4 file."""
-    shot = orbit_of(recipe, size, frames).shot()
-    return write_video(path, (rgb for rgb, _ in views(scene, recipe, shot)))
+    around = replace(orbit_of(recipe, size, frames), closed=closes(scene, recipe))
+    return write_video(path, views(scene, recipe, around.shot()))
 
 
 def write_png(path: Path, picture: Picture) -> Path:
@@ -119,7 +152,8 @@ def write_png(path: Path, picture: Picture) -> Path:
 
 
 def write_video(path: Path, frames: Iterable[Picture], fps: float = 16) -> Path:
-    """Encode frames of one size as H.264, which every browser plays, atomically; odd sizes are padded by one pixel.
+    """Encode frames of one size as the suffix says, atomically: .mp4 (H.264, which every browser plays; odd sizes are padded by one
+    pixel), .webm, .gif or .webp, which keep the alpha of frames that have one.
 
     Raises FourdfyError: exit 2 for no frames, 3 without an ffmpeg that can, 1 if encoding fails.
     """
@@ -127,9 +161,8 @@ def write_video(path: Path, frames: Iterable[Picture], fps: float = 16) -> Path:
     first = next(frames, None)
     if first is None:
         raise FourdfyError(f"there are no frames to write to {path}", "fourdfy render --help", USAGE)
-    height, width, _ = first.shape
     with files.replacing(path) as temporary:
-        _feed([*encoding(width, height, fps), "-movflags", "+faststart", named(temporary)], first, frames, path)
+        _feed([*encoding(first.shape, fps, path.suffix), named(temporary)], first, frames, path)
     return path
 
 
@@ -147,43 +180,6 @@ def _feed(arguments: list[str], first: Picture, rest: Iterator[Picture], path: P
             stdin.close()
         if process.ended():
             raise unwritable(path, process.said)
-
-
-@contextlib.contextmanager
-def filled(folder: Path | None) -> Iterator[Path | None]:
-    """A temporary folder beside `folder` whose files come to stand in it when the block ends well, and disappear when it does not; what
-    processes that died left there goes. Raises FourdfyError (exit 1) where the disk refuses."""
-    if folder is None:
-        yield None
-        return
-    place = folder.absolute()
-    temporary = place.with_name(f".part-{os.getpid()}-{place.name}")
-    try:
-        for old in place.parent.glob(f".part-*-{glob.escape(place.name)}"):
-            if _gone(old.name.split("-")[1]):
-                shutil.rmtree(old, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        if place.exists():
-            for file in sorted(temporary.iterdir()):
-                shutil.move(file, place / file.name)
-        else:
-            temporary.rename(place)
-    except OSError as error:
-        raise FourdfyError(f"cannot write {folder}: {error.strerror or error}", typed("df", "-h", place.parent), FAILURE) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _gone(pid: str) -> bool:
-    """Whether a process is no more."""
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except (ValueError, OverflowError, OSError):
-        return False
-    return False
 
 
 def locate(path: Path) -> Path:

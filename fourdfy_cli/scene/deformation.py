@@ -33,3 +33,16 @@ class Deformation(nn.Module):
     def forward(self, x: Float[Tensor, "N 4"]) -> Float[Tensor, "N 3"]:
         """The points of [0,1]^3 that those of [0,1]^4 (place and time) come from."""
         return (x[:, :3] + self.displacement(x)).clamp(0, 1)
+
+    @torch.no_grad()
+    def inverse(self, origin: Float[Tensor, "N 3"], time: Float[Tensor, " N"], rounds: int = 40) -> Float[Tensor, "N 3"]:
+        """Where the points of [0,1]^3 that come from `origin` lie at their times: the fixed point of x = origin - displacement(x), from
+        damped rounds, of which each point keeps its best."""
+        x, best = origin.clone(), origin.clone()
+        least = torch.full_like(time, torch.inf)
+        for _ in range(rounds):
+            gap = origin - self(torch.cat([x, time[:, None]], 1))
+            error = gap.norm(dim=1)
+            best, least = torch.where((error < least)[:, None], x, best), torch.minimum(error, least)
+            x = (x + 0.7 * gap).clamp(0, 1)
+        return best

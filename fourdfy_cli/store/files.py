@@ -9,6 +9,8 @@ import errno
 import glob
 import os
 import secrets
+import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +42,35 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def filled(folder: Path | None) -> Iterator[Path | None]:
+    """A temporary folder beside `folder` whose files come to stand in it when the block ends well, and disappear when it does not; what
+    processes that died left there goes. Raises FourdfyError (exit 1) where the disk refuses."""
+    if folder is None:
+        yield None
+        return
+    place = folder.absolute()
+    temporary = place.with_name(f".part-{os.getpid()}-{place.name}")
+    try:
+        for old in place.parent.glob(f".part-*-{glob.escape(place.name)}"):
+            pid = old.name.split("-")[1]
+            if pid.isdigit() and not alive(int(pid)):
+                shutil.rmtree(old, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        if place.exists():
+            for file in sorted(temporary.iterdir()):
+                shutil.move(file, place / file.name)
+        else:
+            temporary.rename(place)
+    except OSError as error:
+        raise FourdfyError(
+            f"cannot write {folder}: {error.strerror or error}", shlex.join(["df", "-h", str(place.parent)]), FAILURE
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def refused(path: Path, error: OSError) -> FourdfyError:

@@ -58,19 +58,20 @@ def test_frames_want_a_folder_of_their_own(run: Path, capsys: pytest.CaptureFixt
         fails(capsys, [*line, folder], 2, "--frames", "-2")
     for folder in ("new", "newer/still"):
         assert main.run([*line, folder]) == 0
-        assert sorted(os.listdir(folder)) == ["0000.png", "0001.png"]
+        assert sorted(os.listdir(folder)) == ["depth", "images", "transforms.json"]
+        assert sorted(os.listdir(Path(folder, "images"))) == sorted(os.listdir(Path(folder, "depth"))) == ["0000.png", "0001.png"]
     fails(capsys, [*line, "new"], 2, "new holds other files", "--frames new-2")
     assert not [path for path in Path.cwd().rglob(".*")]
 
 
 def test_nothing_under_a_final_name_when_it_fails(run: Path, monkeypatch: pytest.MonkeyPatch):
-    views = render.views
+    looks = render.looks
 
     def failing(*args: object):
-        yield next(views(*args))
+        yield next(looks(*args))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(render, "views", failing)
+    monkeypatch.setattr(render, "looks", failing)
     before = sorted(Path.cwd().rglob("*"))
     assert main.run(["render", str(run), "--path", "dolly.json", "--frames", "png"]) == 130
     assert sorted(Path.cwd().rglob("*")) == before
@@ -80,13 +81,13 @@ def test_nothing_under_a_final_name_when_it_is_killed(run: Path):
     code = f"""
 import os, time
 from fourdfy_cli.output import render
-views = render.views
+looks = render.looks
 def slow(*args):
-    for k, pair in enumerate(views(*args)):
+    for k, pair in enumerate(looks(*args)):
         yield pair
         if k == 1:
             open("ready", "w").close(); time.sleep(60)
-render.views = slow
+render.looks = slow
 from fourdfy_cli.cli import main
 main.run(["render", {str(run)!r}, "--path", "mav3d", "--size", "16", "--frames", "png"])
 """
@@ -97,7 +98,7 @@ main.run(["render", {str(run)!r}, "--path", "mav3d", "--size", "16", "--frames",
     process.wait()
     assert not (run / "mav3d.mp4").exists() and not Path("png").exists()
     assert main.run(["render", str(run), "--path", "dolly.json", "--frames", "png"]) == 0
-    assert sorted(os.listdir("png")) == ["0000.png", "0001.png"] and not list(Path.cwd().glob(".part-*"))
+    assert sorted(os.listdir("png/depth")) == ["0000.png", "0001.png"] and not list(Path.cwd().glob(".part-*"))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_lack_of_memory_while_rendering(run: Path, monkeypatch: pytest.MonkeyPat
     def full(*_: object):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
 
-    monkeypatch.setattr(render, "views", full)
+    monkeypatch.setattr(render, "looks", full)
     fails(capsys, ["render", str(run), "--path", "dolly.json"], 4, "out of memory", "--size 128")
 
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 import os
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from samples import TINY, decode, save, scene
+from PIL import Image, ImageSequence
+from samples import TINY, decode, matter, save, scene
 
 from fourdfy_cli import config
 from fourdfy_cli.errors import DAMAGED, USAGE, FourdfyError
 from fourdfy_cli.output import ffmpeg, render
+from fourdfy_cli.output.codecs import WITH_ALPHA
+from fourdfy_cli.scene.scene import Scene
 from fourdfy_cli.scene.scene import render as picture_of
 
 
@@ -41,9 +44,10 @@ def test_size_is_the_largest_trained_on_unless_given():
 def test_views_are_what_the_scene_renders():
     model, shot = scene(), render.orbit_of(TINY, 12, 3).shot()
     frames = picture_of(model, shot, 0.5, torch.full((3,), 0.6), None, False)
-    for k, (rgb, depth) in enumerate(render.views(model, TINY, shot)):
-        assert np.abs(rgb.astype(int) - (frames.rgb[k].clamp(0, 1) * 255).numpy()).max() <= 0.51
-        assert depth.dtype == np.uint8 and depth.shape == (12, 12, 3)
+    for k, look in enumerate(render.looks(model, TINY, shot)):
+        assert np.abs(look.picture.astype(int) - (frames.rgb[k].clamp(0, 1) * 255).numpy()).max() <= 0.51
+        assert np.allclose(look.distance * look.opacity, frames.depth[k], atol=1e-4) and np.allclose(look.opacity, frames.opacity[k])
+        assert look.cut_out.shape == (12, 12, 4) and np.abs(look.cut_out[..., 3] / 255 - look.opacity).max() < 0.003
 
 
 def test_background_is_plain_only_if_it_was_always_plain():
@@ -51,11 +55,25 @@ def test_background_is_plain_only_if_it_was_always_plain():
     assert render.backdrop(replace(TINY, background=config.Background(random=0.5))) is None
 
 
-def test_depth_picture():
-    opacity = torch.tensor([[1.0, 1.0, 1.0, 0.5, 0.0]])
-    distance = torch.tensor([[2.0, 3.0, 4.0, 2.0, 0.0]])
-    grey = render.depth_picture(opacity * distance, opacity, 3.0)
-    assert grey[0, :, 0].tolist() == [255, 128, 0, 128, 0] and (grey == grey[..., :1]).all()
+def still(height: Callable[[torch.Tensor], torch.Tensor]) -> Scene:
+    """A ball whose height is a function of time."""
+
+    def distance(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        return (x - torch.stack([0 * time, 0 * time, height(time)], 1)).norm(dim=1) - 0.3
+
+    return matter(distance)
+
+
+@pytest.mark.parametrize(
+    "height, closed",
+    [(lambda t: 0.4 * torch.sin(2 * torch.pi * t), True), (lambda t: 0.8 * t - 0.4, False), (lambda t: 0 * t, True)],
+)
+def test_an_orbit_loops_whether_time_does_or_not(height: Callable[[torch.Tensor], torch.Tensor], closed: bool):
+    assert render.closes(still(height), TINY) is closed
+    orbit = replace(render.orbit_of(TINY, 16, 64), closed=closed)
+    way = height(torch.cat([orbit.times(), orbit.times()[:1]])).diff().abs()
+    assert way[-1] <= way[:-1].max() + 1e-6 and way.max() < 0.4
+    assert float(orbit.times().max()) == pytest.approx(15 / 16 if closed else 1)
 
 
 def test_video_round_trip(tmp_path: Path):
@@ -64,6 +82,23 @@ def test_video_round_trip(tmp_path: Path):
     seen = decode(path)
     assert seen.shape == (3, 34, 48, 3) and os.listdir(path.parent) == ["a.mp4"]
     assert np.abs(seen[:, 8:24, 8:40].astype(int).mean((1, 2, 3)) - [20, 120, 220]).max() < 4
+
+
+@pytest.mark.parametrize("suffix", WITH_ALPHA)
+def test_alpha_round_trip(tmp_path: Path, suffix: str):
+    """Left half clear, right half a colour of its own in each frame."""
+    frames = [np.full((33, 46, 4), value, np.uint8) for value in (60, 120, 200)]
+    for frame in frames:
+        frame[:, :23, 3], frame[:, 23:, 3] = 0, 255
+    path = render.write_video(tmp_path / f"a{suffix}", iter(frames), 10)
+    if suffix == ".webm":
+        arguments = ["-c:v", "libvpx-vp9", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgba", "-"]
+        raw = subprocess.run([ffmpeg.ffmpeg(), "-v", "error", *arguments], capture_output=True, check=True).stdout
+        seen = np.frombuffer(raw, np.uint8).reshape(-1, 33, 46, 4)
+    else:
+        seen = np.stack([np.asarray(frame.convert("RGBA")) for frame in ImageSequence.Iterator(Image.open(path))])
+    assert len(seen) == 3 and seen[:, :, :20, 3].max() < 10 and seen[:, :, 26:, 3].min() > 245
+    assert np.abs(seen[:, 4:-4, 28:-4, :3].mean((1, 2, 3)) - [60, 120, 200]).max() < 6
 
 
 def test_same_frames_give_the_same_file(tmp_path: Path):
@@ -103,7 +138,7 @@ def test_preview_is_azimuths_by_times(tmp_path: Path):
     assert sheet.shape == (20, 40, 3)
     camera = render.orbit_of(TINY, 10)
     shot = render.shot(torch.tensor([math.pi]), torch.tensor([0.5]), camera)
-    (rgb, _), *_ = render.views(scene(), TINY, shot)
+    rgb, *_ = render.views(scene(), TINY, shot)
     assert np.array_equal(sheet[10:20, 20:30], rgb)
 
 
