@@ -17,6 +17,7 @@ from fourdfy_cli.guidance.variational import VariationalGuidance
 from fourdfy_cli.run.progress import Events
 from fourdfy_cli.run.state import Run, write_about
 from fourdfy_cli.store import checkpoint
+from fourdfy_cli.store.folder import Metrics
 from fourdfy_cli.store.lock import RunLock
 
 HEARTBEAT = 30.0  # seconds
@@ -25,8 +26,11 @@ HEARTBEAT = 30.0  # seconds
 class Keeper:
     """Saves a stage's run: every `save_minutes`, when it is to stop, and what can be saved when something goes wrong."""
 
-    def __init__(self, current: Run, optimizer: torch.optim.Optimizer, guidances: dict[str, Guidance], lock: RunLock, events: Events):
+    def __init__(
+        self, current: Run, optimizer: torch.optim.Optimizer, guidances: dict[str, Guidance], lock: RunLock, metrics: Metrics, events: Events
+    ):
         self.current, self.optimizer, self.guidances, self.lock, self.events = current, optimizer, guidances, lock, events
+        self.metrics = metrics
         self.step, self.saved = current.step, time.monotonic()
         self.beat = self.saved
 
@@ -49,19 +53,20 @@ class Keeper:
     def save(self) -> None:
         self.lock.beat()
         self.collect()
+        self.metrics.sync()
         checkpoint.save_last(self.current.folder, self.current.state())
         self.events.saved(self.current.last)
         self.step, self.saved = self.current.step, time.monotonic()
 
     def rescue(self, error: BaseException) -> None:
-        """Save what has been done since the last time, unless that is what failed, or somebody wants to leave at once."""
-        if isinstance(error, (KeyboardInterrupt, OSError)) or self.current.step == self.step:
+        """Save what has been done since the last time, unless somebody wants to leave at once."""
+        if isinstance(error, KeyboardInterrupt) or self.current.step == self.step:
             return
         try:
             self.optimizer.zero_grad(set_to_none=True)
             self.save()
-        except FourdfyError as failure:
-            self.events.note(f"could not save: {failure.message}")
+        except (FourdfyError, OSError) as failure:
+            self.events.note(f"could not save: {failure}")
 
 
 def lora_network(guidances: dict[str, Guidance]) -> nn.Module | None:

@@ -23,8 +23,8 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            # A signal that is ignored already (nohup) stays so.
-            self.before = {s: signal.signal(s, self._handle) for s in CODES if signal.getsignal(s) != signal.SIG_IGN}
+            # A signal that is ignored already (nohup), or not Python's own, stays so.
+            self.before = {s: signal.signal(s, self._handle) for s in CODES if signal.getsignal(s) not in (signal.SIG_IGN, None)}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -144,9 +144,9 @@ def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: St
     optimizer = make_optimizer(current.scene, current.recipe, current.stage, guidances)
     if current.optimizer_state is not None:
         load_optimizer(optimizer, current.optimizer_state, current.last)
-    metrics = Metrics(current.folder / "metrics.jsonl", current.stage, current.step)
+    metrics = Metrics(current.folder / "metrics.jsonl", current.stage, current.step, events.note)
     events.start(current.stage, stages, stage.steps, current.step)
-    pace, keeper = Pace(current, stages), Keeper(current, optimizer, guidances, lock, events)
+    pace, keeper = Pace(current, stages), Keeper(current, optimizer, guidances, lock, metrics, events)
     try:
         while current.step < stage.steps:
             hybrid.maybe_update_occupancy(current.scene, current.context())

@@ -27,7 +27,7 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o666))  # never a link that somebody laid there
         yield temporary
         with open(temporary, "rb") as file:
-            _sync(file.fileno())
+            sync(file.fileno())
         if previous and path.exists():
             os.replace(path, previous)
         os.replace(temporary, path)
@@ -64,7 +64,7 @@ def alive(pid: int) -> bool:
     return True
 
 
-def _sync(descriptor: int) -> None:
+def sync(descriptor: int) -> None:
     """fsync, where the file system knows it."""
     try:
         os.fsync(descriptor)
@@ -78,6 +78,6 @@ def _sync_folder(folder: Path) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        _sync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)
