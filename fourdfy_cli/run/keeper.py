@@ -27,7 +27,13 @@ class Keeper:
     """Saves a stage's run: every `save_minutes`, when it is to stop, and what can be saved when something goes wrong."""
 
     def __init__(
-        self, current: Run, optimizer: torch.optim.Optimizer, guidances: dict[str, Guidance], lock: RunLock, metrics: Metrics, events: Events
+        self,
+        current: Run,
+        optimizer: torch.optim.Optimizer,
+        guidances: dict[str, Guidance],
+        lock: RunLock,
+        metrics: Metrics,
+        events: Events,
     ):
         self.current, self.optimizer, self.guidances, self.lock, self.events = current, optimizer, guidances, lock, events
         self.metrics = metrics

@@ -15,10 +15,11 @@ CODES = {getattr(signal, name): code for name, code in EXITS.items() if hasattr(
 
 class StopSignals:
     """Context manager: `raised` is None or the exit code to leave with. Handlers are restored on the way out; where this is not the main
-    thread (a notebook's worker) there are none."""
+    thread (a notebook's worker) there are none. Once `leaving` is set, no signal stops what is still to be written."""
 
     def __init__(self) -> None:
         self.raised: int | None = None
+        self.leaving = False
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -32,7 +33,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: object) -> None:
-        if self.raised is not None and number == signal.SIGINT:
+        if self.raised is not None and number == signal.SIGINT and not self.leaving:
             raise KeyboardInterrupt
         self.raised = CODES[number]
 

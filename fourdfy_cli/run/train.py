@@ -112,6 +112,7 @@ def run_stages(current: Run, stages: tuple[int, ...], events: Events, signals: S
                 unfinished = not run_stage(current, stages, events, signals, lock)
         return finish(current, stages, events)
     except BaseException as error:
+        signals.leaving = True
         code = error.code if isinstance(error, FourdfyError) else INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILURE
         if not current.folder.is_dir():
             lock.beat()  # says that the folder is gone

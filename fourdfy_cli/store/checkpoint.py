@@ -154,7 +154,8 @@ def recover(folder: Path, note: Callable[[str], None] = lambda _: None) -> dict[
     A damaged one is set aside under another name, and `note` hears of it: the next save must not put it in a good one's place. Also
     clears away temporary files of processes that died. Raises FourdfyError (exit 6) if every one is damaged, or one is of a newer version.
     """
-    sweep(folder)
+    for place in (folder, folder / "previews"):
+        sweep(place)
     whole: list[dict[str, Any]] = []
     failures: list[FourdfyError] = []
     for path in (folder / name for name in NAMES):

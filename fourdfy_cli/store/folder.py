@@ -9,7 +9,7 @@ import math
 import re
 import tempfile
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,23 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None
+
+
+def read_runs(path: Path, words: Iterable[str], figures: Iterable[str], others: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """The list "runs" of a JSON file of results: those whose `words` are texts, whose `figures` are numbers, and whose `others` are numbers,
+    null or missing. What is damaged is measured again."""
+    number = (int, float)
+
+    def whole(row: Any) -> bool:
+        return (
+            isinstance(row, dict)
+            and all(isinstance(row.get(name), str) for name in words)
+            and all(isinstance(row.get(name), number) for name in figures)
+            and all(isinstance(row.get(name, 0), (*number, type(None))) for name in others)
+        )
+
+    runs = (read_json(path) or {}).get("runs")
+    return [row for row in runs if whole(row)] if isinstance(runs, list) else []
 
 
 class Metrics:
