@@ -28,9 +28,8 @@ from fourdfy_cli.store import checkpoint, files
 from fourdfy_cli.store.folder import run_folder
 
 PROMPT, NAME = "a red dog jumping", "a-red-dog-jumping-s0"
-GRIDS = [
-    f"field.{grid}.{key}" for grid in ("static", "dynamic") for key in ("levels=2", "features=2", "log2_table=6", "base=4", "growth=2")
-]
+SIZES = ("levels=2", "features=2", "log2_table=6", "base=4", "growth=2")
+GRIDS = [f"field.{grid}.{key}" for grid in ("static", "dynamic") for key in SIZES]
 SETTINGS = [
     *GRIDS, "field.hidden=8", "march.samples=24", "march.resolution=8", "march.update_every=2", "march.warmup_steps=4",
     "stage1.steps=3", "stage2.steps=4", "stage3.steps=3", "save_minutes=0",
@@ -154,17 +153,17 @@ def damages(data: bytes, rng: random.Random, cuts: int, flips: int) -> Iterator[
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
         yield f"bit {bit}", bytes(flipped)
-    for name, content in FOREIGN.items():
-        yield name, content
+    yield from FOREIGN.items()
     yield "zeros", bytes(len(data))
     yield "noise", rng.randbytes(len(data))
     yield "more", data + b"more"
 
 
 FOREIGN = {
-    "empty": b"", "text": b"hello\n", "null": b"null", "list": b"[]", "number": b"1e999", "deep": b"[" * 100_000, "deep object": b'{"a":' * 100_000,
-    "utf-16": "{}".encode("utf-16"), "not utf-8": b'{"prompt": "\xff\xfe"}\n', "png": b"\x89PNG\r\n\x1a\n" + bytes(64), "pickle": b"\x80\x04}q\x00.",
-    "zip": b"PK\x05\x06" + bytes(18), "long number": b'{"format": ' + b"9" * 5000 + b"}",
+    "empty": b"", "text": b"hello\n", "null": b"null", "list": b"[]", "number": b"1e999", "deep": b"[" * 100_000,
+    "deep object": b'{"a":' * 100_000, "utf-16": "{}".encode("utf-16"), "not utf-8": b'{"prompt": "\xff\xfe"}\n',
+    "png": b"\x89PNG\r\n\x1a\n" + bytes(64), "pickle": b"\x80\x04}q\x00.", "zip": b"PK\x05\x06" + bytes(18),
+    "long number": b'{"format": ' + b"9" * 5000 + b"}",
 }  # fmt: skip
 
 

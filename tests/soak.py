@@ -92,6 +92,10 @@ def skipped(metrics: list[dict[str, Any]]) -> int:
     return sum("skipped" in row for row in metrics)
 
 
+def told(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else {}
+
+
 class Soak:
     """Runs in `out` under attack; `seconds` is how long an uncut run takes."""
 
@@ -126,13 +130,14 @@ class Soak:
         """One run to its end."""
         before, folder = (1, 0), folder_of(self.out)
         while not self.failed:
+            was = told(folder)
             code = self.attempt()
             broken = damaged(folder)
             if broken or (folder.exists() and place(folder) < before):
                 self.failed = f"after {sum(self.faults.values())} attempts: {broken}, {place(folder)} after {before}"
             before = place(folder) if folder.exists() else before
-            about = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else {}
-            if code in STOPPED and about and about["status"] not in ("interrupted", "done"):
+            about = told(folder)
+            if code in STOPPED and about != was and about["status"] not in ("interrupted", "done"):  # the same: left before it began
                 self.failed = f"run.json says {about['status']} after exit code {code}"
             if code == 0:
                 break
@@ -160,13 +165,8 @@ def soak(out: Path, minutes: float, drawn: bool, seed: int) -> dict[str, Any]:
     while time.monotonic() < until and not task.failed:
         shutil.rmtree(task.out, ignore_errors=True)
         task.run(right)
-    return {
-        "runs": task.runs,
-        "attempts": sum(task.faults.values()),
-        "faults": dict(task.faults),
-        "digest": right[0][2],
-        "failed": task.failed,
-    }
+    counts = {"runs": task.runs, "attempts": sum(task.faults.values()), "faults": dict(task.faults)}
+    return counts | {"digest": right[0][2], "failed": task.failed}
 
 
 if __name__ == "__main__":
@@ -176,6 +176,6 @@ if __name__ == "__main__":
     parser.add_argument("--drawn", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    told = soak(given.out, given.minutes, given.drawn, given.seed)
-    print(json.dumps(told, indent=2))
-    sys.exit(bool(told["failed"]))
+    found = soak(given.out, given.minutes, given.drawn, given.seed)
+    print(json.dumps(found, indent=2))
+    sys.exit(bool(found["failed"]))

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from fourdfy_cli.diffusion.lora import lora_state
 from fourdfy_cli.errors import DAMAGED, FourdfyError
@@ -35,8 +36,8 @@ class Keeper:
         metrics: Metrics,
         events: Events,
     ):
-        self.current, self.optimizer, self.guidances, self.lock, self.events = current, optimizer, guidances, lock, events
-        self.metrics = metrics
+        self.current, self.optimizer, self.guidances = current, optimizer, guidances
+        self.lock, self.metrics, self.events = lock, metrics, events
         self.step, self.saved = current.step, time.monotonic()
         self.beat = self.saved
 
@@ -80,7 +81,7 @@ def lora_network(guidances: dict[str, Guidance]) -> nn.Module | None:
     return cast(VariationalGuidance, guidances["image"]).lora_unet if "image" in guidances else None
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: Path) -> None:
+def load_optimizer(optimizer: Optimizer, state: Any, path: Path) -> None:
     """Give the optimizer its moments, each compared with its parameter first: AdamW would read and write beyond them. Rates come from the
     recipe. Raises FourdfyError (exit 6)."""
     own = optimizer.state_dict()

@@ -74,8 +74,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_runs(path: Path, words: Iterable[str], figures: Iterable[str], others: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """The list "runs" of a JSON file of results: those whose `words` are texts, whose `figures` are numbers, and whose `others` are numbers,
-    null or missing. What is damaged is measured again."""
+    """The list "runs" of a JSON file of results: those whose `words` are texts, whose `figures` are numbers, and whose `others` are
+    numbers, null or missing. What is damaged is measured again."""
     number = (int, float)
 
     def whole(row: Any) -> bool:
