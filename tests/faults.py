@@ -41,7 +41,7 @@ CODES = {0, 1, 2, 3, 4, 5, 6, 75, 129, 130, 143}  # what errors.py documents
 @functools.cache
 def recipe(*more: str) -> config.Recipe:
     """The nano recipe in a tiny scene that is saved after every step."""
-    return functools.reduce(config.override, (*SETTINGS, *more), presets.preset("nano"))
+    return functools.reduce(config.override, (*SETTINGS, *more), presets.nano())
 
 
 def cheap(patch: Callable[[Any, str, Any], None]) -> None:
@@ -177,7 +177,7 @@ def called(args: list[str], capsys: Any) -> tuple[int, dict[str, Any]]:
     assert envelope["ok"] is (code == 0)
     if code:
         assert envelope["error"]["code"] == code and envelope["error"]["hint"] and "\n" not in envelope["error"]["message"], envelope
-    return code, envelope
+    return code, envelope | {"said": said.err + said.out}
 
 
 def process(args: list[str], out: Path, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:

@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import re
+import shlex
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -67,7 +69,7 @@ def finite(value: Any) -> Any:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The file's object, or None where there is none or it is not readable JSON."""
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes()) if path.is_file() else None  # a pipe would be waited for
     except (OSError, ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None
@@ -99,6 +101,8 @@ class Metrics:
         kept, unreadable = _before(path, stage, step)
         if unreadable:
             note(f"{path}: {unreadable} of its lines could not be read and are left out")
+        if len(kept) < step:
+            note(f"{path} has lost lines of what came before step {step} of stage {stage}")
         with replacing(path) as temporary:
             temporary.write_bytes(b"".join(line + b"\n" for line in kept))
         self.file = path.open("a", buffering=1, encoding="utf-8")
@@ -125,10 +129,12 @@ class Metrics:
 
 def _before(path: Path, stage: int, step: int) -> tuple[list[bytes], int]:
     """The lines of what came before a step, and how many others but the last cannot be read."""
+    if not os.path.lexists(path):
+        return [], 0
+    if not path.is_file():
+        raise FourdfyError(f"{path} is no file", shlex.join(["ls", "-ld", str(path)]), USAGE)
     try:
         lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return [], 0
     except OSError as error:
         raise refused(path, error) from None
     rows = [row_of(line) for line in lines]
