@@ -132,7 +132,7 @@ def test_death_at_every_write_sync_and_rename(tmp_path: Path, clean: tuple[tuple
     for at in chosen:
         out = tmp_path / str(at)
         assert ended(forked(lambda out=out, at=at: dies(out, at))) == 9, at
-        run = folder_of(out)
+        run, before = folder_of(out), (1, 0)
         if run.exists():
             assert not (run / "run.json").exists() or whole(run), at
             before = place(run)
