@@ -76,8 +76,8 @@ class RunLock:
 
     def _take_over(self) -> None:
         """Move a dead process's lock out of the way; raises FourdfyError if its process lives."""
-        if self.path.is_dir():
-            raise FourdfyError(f"{self.path} is a folder, not a lock", shlex.join(["ls", "-ld", str(self.path)]), USAGE)
+        if _odd(self.path):
+            raise FourdfyError(f"{self.path} is no file, hence no lock", shlex.join(["ls", "-ld", str(self.path)]), USAGE)
         found = _read(self.path)
         if found is not None and holds(self.path, found):
             raise self._busy(found)
@@ -112,7 +112,9 @@ def holds(path: Path, found: dict[str, Any]) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A lock's content; an empty object for one that cannot be read (its maker died while writing), None where there is none."""
+    """A lock's content; an empty object for one that cannot be read, None where there is none."""
+    if _odd(path):
+        return {}
     try:
         with open(path, "rb") as file:
             values = json.loads(file.read(4096))
@@ -121,6 +123,11 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def _odd(path: Path) -> bool:
+    """Whether something else than a file is there: a folder, or a pipe that would be waited for."""
+    return path.exists() and not path.is_file()
 
 
 def _started(pid: int) -> str | None:

@@ -105,6 +105,7 @@ class Command:
 
 GENERATE = ["generate", PROMPT, "--models", "nano", "--out", ".", "--backend", "torch"]
 BESIDE = ("run.json", "metrics.jsonl")
+OWN = (*CHECKPOINTS, *BESIDE, "run.lock")
 ROWS = "ablation/full"
 COMMANDS = [
     Command("generate", GENERATE, "cut", ("last.pt", "last.prev.pt", "stage1.pt", *BESIDE, "run.lock"), True),
@@ -160,7 +161,8 @@ def spoiled(path: Path, runs: dict[str, Path], rng: random.Random, cuts: int, fl
     yield "a folder", lambda: (path.unlink(missing_ok=True), path.mkdir())
     yield "a link to itself", lambda: (path.unlink(missing_ok=True), path.symlink_to(path.name))
     yield "a link to nothing", lambda: (path.unlink(missing_ok=True), path.symlink_to("nothing"))
-    yield "a pipe", lambda: (path.unlink(missing_ok=True), os.mkfifo(path))
+    if path.name in OWN:  # what is handed in may be a pipe
+        yield "a pipe", lambda: (path.unlink(missing_ok=True), os.mkfifo(path))
     if path.name in CHECKPOINTS:
         yield "another prompt's", lambda: shutil.copy(runs["other"] / NAME / "stage3.pt", path)
         yield (
@@ -196,7 +198,7 @@ def sweep(runs: dict[str, Path], command: Command, cuts: int, flips: int, most: 
     wanted = end(runs["finished"] / NAME, False) if command.ends else good[1]
     assert good[0] == OK or str(good[1]).startswith('"read '), good
     for file in command.files:
-        path = laid(runs, command) / file if file in (*CHECKPOINTS, *BESIDE, "run.lock") else Path(file).absolute()
+        path = laid(runs, command) / file if file in OWN else Path(file).absolute()
         rng = random.Random(f"{command.args}{file}")
         every = list(spoiled(path, runs, rng, cuts, flips))
         for name, spoil in rng.sample(every, min(most, len(every))):
@@ -205,7 +207,7 @@ def sweep(runs: dict[str, Path], command: Command, cuts: int, flips: int, most: 
             found = outcome(command, run, capsys)
             become = "harmless" if found[1] == wanted else "told" if found[0] != OK or found[2] else "other"
             assert not command.ends or found[0] != OK or found[1][0] == wanted[0], (command.name, file, name)
-            assert become != "other" or file not in (*CHECKPOINTS, *BESIDE, "run.lock"), (command.name, file, name, found)
+            assert become != "other" or file not in OWN, (command.name, file, name, found)
             counts[become] += 1
     return counts
 
