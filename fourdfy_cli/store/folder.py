@@ -101,7 +101,7 @@ class Metrics:
         kept, unreadable = _before(path, stage, step)
         if unreadable:
             note(f"{path}: {unreadable} of its lines could not be read and are left out")
-        if len(kept) < step:
+        if path.exists() and len(kept) < step:
             note(f"{path} has lost lines of what came before step {step} of stage {stage}")
         with replacing(path) as temporary:
             temporary.write_bytes(b"".join(line + b"\n" for line in kept))
@@ -121,7 +121,7 @@ class Metrics:
             raise refused(self.path, error) from None
 
     def close(self) -> None:
-        with contextlib.suppress(OSError, FourdfyError):  # a full disk, which `write` told of
+        with contextlib.suppress(FourdfyError, ValueError):  # a full disk, which `write` told of; closed before
             self.sync()
         with contextlib.suppress(OSError):
             self.file.close()

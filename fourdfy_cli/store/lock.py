@@ -126,8 +126,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _odd(path: Path) -> bool:
-    """Whether something else than a file is there: a folder, or a pipe that would be waited for."""
-    return path.exists() and not path.is_file()
+    """Whether something else than a file is there: a folder, a link, or a pipe that would be waited for."""
+    return path.is_symlink() or (path.exists() and not path.is_file())
 
 
 def _started(pid: int) -> str | None:

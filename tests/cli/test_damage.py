@@ -106,6 +106,7 @@ class Command:
 GENERATE = ["generate", PROMPT, "--models", "nano", "--out", ".", "--backend", "torch"]
 BESIDE = ("run.json", "metrics.jsonl")
 OWN = (*CHECKPOINTS, *BESIDE, "run.lock")
+WHOLE = ("another prompt's", "another stage's")  # shown as what it is, or gone on from: to the same end, but for lines of metrics
 ROWS = "ablation/full"
 COMMANDS = [
     Command("generate", GENERATE, "cut", ("last.pt", "last.prev.pt", "stage1.pt", *BESIDE, "run.lock"), True),
@@ -182,6 +183,8 @@ def outcome(command: Command, run: Path, capsys: pytest.CaptureFixture[str]) -> 
     aloud = any(words in envelope["said"] for words in ("is used instead", "could not be read", "has lost lines"))
     if command.ends and code == OK:
         return code, end(run, aloud), aloud
+    if code == OK and "seconds" in envelope["data"]:
+        return code, checkpoint.load(Path(envelope["data"]["checkpoint"]))["digest"], aloud
     said = envelope["data"] if code == OK else envelope["error"]["message"]
     return code, json.dumps(said) if code == OK or said.startswith("read ") else None, aloud
 
@@ -207,14 +210,14 @@ def sweep(runs: dict[str, Path], command: Command, cuts: int, flips: int, most: 
             found = outcome(command, run, capsys)
             become = "harmless" if found[1] == wanted else "told" if found[0] != OK or found[2] else "other"
             assert not command.ends or found[0] != OK or found[1][0] == wanted[0], (command.name, file, name)
-            assert become != "other" or file not in OWN, (command.name, file, name, found)
+            assert become != "other" or file not in OWN or name in WHOLE, (command.name, file, name, found)
             counts[become] += 1
     return counts
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{command.name}-{command.files[0]}")
 def test_a_sample(command: Command, runs: dict[str, Path], capsys: pytest.CaptureFixture[str], isolated: Path):  # noqa: F811
-    assert sweep(runs, command, 2, 4, 4, capsys).total() == 4 * len(command.files)
+    assert sweep(runs, command, 2, 4, 2, capsys).total() == 2 * len(command.files)
 
 
 @pytest.mark.slow
