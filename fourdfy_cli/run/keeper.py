@@ -1,18 +1,15 @@
-"""What a run keeps on disk while it works, and how it takes an optimizer up again."""
+"""What a run keeps on disk while it works."""
 
 from __future__ import annotations
 
-import shlex
 import time
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from fourdfy_cli.diffusion.lora import lora_state
-from fourdfy_cli.errors import DAMAGED, FourdfyError
+from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.guidance.base import Guidance
 from fourdfy_cli.guidance.variational import VariationalGuidance
 from fourdfy_cli.run.progress import Events
@@ -30,7 +27,7 @@ class Keeper:
     def __init__(
         self,
         current: Run,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         guidances: dict[str, Guidance],
         lock: RunLock,
         metrics: Metrics,
@@ -79,17 +76,3 @@ class Keeper:
 def lora_network(guidances: dict[str, Guidance]) -> nn.Module | None:
     """The network that Eq. 5 trains beside the scene, if the stage draws single pictures."""
     return cast(VariationalGuidance, guidances["image"]).lora_unet if "image" in guidances else None
-
-
-def load_optimizer(optimizer: Optimizer, state: Any, path: Path) -> None:
-    """Give the optimizer its moments, each compared with its parameter first: AdamW would read and write beyond them. Rates come from the
-    recipe. Raises FourdfyError (exit 6)."""
-    own = optimizer.state_dict()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    kept = state.get("state") if isinstance(state, dict) else None
-    if not isinstance(kept, dict) or not all(type(k) is int and 0 <= k < len(parameters) and isinstance(v, dict) for k, v in kept.items()):
-        raise FourdfyError(f"{path} is damaged: its optimizer is none of this recipe", f"fourdfy info {shlex.quote(str(path))}", DAMAGED)
-    for index, moments in kept.items():
-        like, scalar = parameters[index].detach().to("meta"), torch.empty((), device="meta")
-        checkpoint.check_tensors(path, f"optimizer.{index}", moments, {"step": scalar, "exp_avg": like, "exp_avg_sq": like})
-    optimizer.load_state_dict({"state": kept, "param_groups": own["param_groups"]})

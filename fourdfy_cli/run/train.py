@@ -26,7 +26,7 @@ from fourdfy_cli.guidance.base import Guidance
 from fourdfy_cli.guidance.build import build, cut_texts
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import ffmpeg, render
-from fourdfy_cli.run.keeper import Keeper, load_optimizer, lora_network
+from fourdfy_cli.run.keeper import Keeper, lora_network
 from fourdfy_cli.run.progress import Events, Pace
 from fourdfy_cli.run.signals import StopSignals
 from fourdfy_cli.run.state import Run, continued, from_checkpoint, new_scene, opened, write_about
@@ -34,6 +34,7 @@ from fourdfy_cli.scene.scene import Scene
 from fourdfy_cli.store import checkpoint
 from fourdfy_cli.store.folder import Metrics, make_writable, run_folder
 from fourdfy_cli.store.lock import RunLock
+from fourdfy_cli.store.optimizer import load_optimizer
 
 BAD_STEPS, RETRIES = 5, 3  # non-finite steps in a row after which a run goes back, and how often it does
 

@@ -107,7 +107,7 @@ GENERATE = ["generate", PROMPT, "--models", "nano", "--out", ".", "--backend", "
 BESIDE = ("run.json", "metrics.jsonl")
 OWN = (*CHECKPOINTS, *BESIDE, "run.lock")
 WHOLE = ("another prompt's", "another stage's")  # shown as what it is, or gone on from: to the same end, but for lines of metrics
-ROWS = "ablation/full"
+ROWS, ROWS_FILE = "ablation/full", "ablation/ablate.json"
 COMMANDS = [
     Command("generate", GENERATE, "cut", ("last.pt", "last.prev.pt", "stage1.pt", *BESIDE, "run.lock"), True),
     Command("stage2", ["stage2", "--resume", f"{NAME}/last.pt", "--backend", "torch"], "cut", ("last.pt", "last.prev.pt", *BESIDE)),
@@ -125,7 +125,7 @@ COMMANDS = [
     Command("nano limits", ["nano", "limits", NAME], "finished", ("stage2.pt",)),
     Command("nano renders", ["nano", "renders", NAME], "finished", ("stage3.pt", "stage2.pt")),
     Command("nano bench", ["nano", "bench", "prompts.txt", "--out", "."], "finished", ("last.pt", *BESIDE, "bench.json", "prompts.txt")),
-    Command("ablate", ["ablate", "prompts.txt", "--models", "nano", "--rows", "full"], "finished", ("last.pt", "run.json", "ablation/ablate.json")),
+    Command("ablate", ["ablate", "prompts.txt", "--models", "nano", "--rows", "full"], "finished", ("last.pt", "run.json", ROWS_FILE)),
     Command("path", ["render", NAME, "--path", "path.json", "--out", "p.mp4"], "finished", ("path.json",)),
     Command("settings", ["generate", PROMPT, "--dry-run"], "finished", ("fourdfy.toml",)),
     Command("study", ["study", "analyze", "key.json", "answers.json"], "finished", ("key.json", "answers.json")),

@@ -206,10 +206,10 @@ def test_archives_that_unpack_to_more_than_they_are(bomb: str, tmp_path: Path):
 
 NAMES = [
     "../up", "../../up", "/abs", "//net/share", "C:\\x", "\\\\host\\share", "~/home", "~root", "a/../../b", "./.", ".", "..", "...",
-    ".hidden",
-    "-rf", "--out", "-", "CON", "NUL", "aux.txt", "com1", "a\nb", "a\rb", "a\tb", "a\x00b", "\x1b[31mred", "\u202egod", "\u200b", "\ufeff", "e\u0301",
-    "$(touch ran)", "`touch ran`", "; touch ran", "| touch ran", "&& touch ran", "> ran", "'", '"', "\\", "%s%n", "{0}", "${HOME}", "*", "?", "[a]",
-    "<script>", "x" * 300, "x" * 5000, "犬" * 100, "\U0001f436" * 50, " ", "  lead", "trail  ", "a b", "a,b", "a=b", "a:b", "#", "@", "\udc80",
+    ".hidden", "-rf", "--out", "-", "CON", "NUL", "aux.txt", "com1", "a\nb", "a\rb", "a\tb", "a\x00b", "\x1b[31mred", "\u202egod",
+    "\u200b", "\ufeff", "e\u0301", "$(touch ran)", "`touch ran`", "; touch ran", "| touch ran", "&& touch ran", "> ran", "'", '"', "\\",
+    "%s%n", "{0}", "${HOME}", "*", "?", "[a]", "<script>", "x" * 300, "x" * 5000, "犬" * 100, "\U0001f436" * 50, " ", "  lead", "trail  ",
+    "a b", "a,b", "a=b", "a:b", "#", "@", "\udc80",
 ]  # fmt: skip
 
 
@@ -366,11 +366,9 @@ def test_mutated_files(count: int, made: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 SECRETS = {
-    "HF_TOKEN": "hf_canaryA1b2",
-    "WANDB_API_KEY": "canaryW4x5",
-    "AWS_SECRET_ACCESS_KEY": "canaryZ6y7",
+    "HF_TOKEN": "hf_canaryA1b2", "WANDB_API_KEY": "canaryW4x5", "AWS_SECRET_ACCESS_KEY": "canaryZ6y7",
     "HTTPS_PROXY": "http://u:canaryP8@127.0.0.1:9",
-}
+}  # fmt: skip
 
 
 def test_secrets_are_told_nowhere(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], isolated: Path):  # noqa: F811
@@ -382,8 +380,10 @@ def test_secrets_are_told_nowhere(monkeypatch: pytest.MonkeyPatch, capfd: pytest
     monkeypatch.setattr(truth, "score", lambda run: {})
     monkeypatch.setattr(render, "views", lambda *_: iter(()))
     readers = [args for name, args in READERS.items() if name not in ("nano bench", "nano limits", "nano renders", "clip-score")]
-    lines = [*readers, ["models", "list"], ["doctor"], ["generate", PROMPT, "--dry-run", "--full"], ["generate", PROMPT, "--dry-run", "--json"],
-             ["generate", PROMPT, "--models", "nano", "--set", "x=1", "--debug"], ["info", "none.pt", "--debug"]]  # fmt: skip
+    lines = [
+        *readers, ["models", "list"], ["doctor"], ["generate", PROMPT, "--dry-run", "--full"], ["generate", PROMPT, "--dry-run", "--json"],
+        ["generate", PROMPT, "--models", "nano", "--set", "x=1", "--debug"], ["info", "none.pt", "--debug"],
+    ]  # fmt: skip
     for args in lines:
         main.run(args)
     said = "".join(capfd.readouterr())
