@@ -377,7 +377,24 @@ def test_fields_out_of_bounds(tmp_path: Path, change: dict):
     refuse(tmp_path / "a.pt", DAMAGED)
 
 
-def test_the_largest_that_is_read(tmp_path: Path):
+def test_room_for_a_fifth_more_than_the_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    large = state() | {"scene": {"a": torch.zeros(2_500_000)}}  # 10 MB: 12 and the 16 that stay free
+    for free, enough in ((27.9e6, False), (28.1e6, True)):
+        monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: types.SimpleNamespace(free=free))
+        if not enough:
+            with pytest.raises(FourdfyError, match="it wants 28 MB, and 28 are free"):
+                checkpoint.save(tmp_path / "a.pt", large)
+    checkpoint.save(tmp_path / "a.pt", large)
+
+
+def test_the_first_that_is_set_aside(tmp_path: Path):
+    (tmp_path / "last.pt").touch()
+    assert checkpoint.set_aside(tmp_path / "last.pt") == tmp_path / "last.damaged-1" and os.listdir(tmp_path) == ["last.damaged-1"]
+
+
+def test_the_smallest_and_the_largest_that_are_read(tmp_path: Path):
+    checkpoint.save(tmp_path / "a.pt", state() | {"step": 0, "seed": 0, "stage": 1, "retries": 0})
+    assert checkpoint.load(tmp_path / "a.pt")["step"] == 0
     edge = {"step": 2**40 - 1, "seed": 2**64 - 1, "retries": 2**40 - 1, "stage": 3}
     checkpoint.save(tmp_path / "a.pt", state() | edge)
     assert checkpoint.load(tmp_path / "a.pt")["step"] == 2**40 - 1

@@ -78,7 +78,8 @@ def test_what_is_no_object_is_none(tmp_path: Path, content: bytes):
 
 
 def test_previous_is_kept_and_order_is_sync_rename_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    said, path = [], tmp_path / "a" / "b.txt"
+    said, path = [], tmp_path / "a" / "deeper" / "b.txt"
+    files, before = Path("/proc/self/fd"), os.umask(0o027)
     for name in ("fsync", "replace"):
         real = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (said.append(name), real(*args))[1])
@@ -87,7 +88,12 @@ def test_previous_is_kept_and_order_is_sync_rename_sync(tmp_path: Path, monkeypa
             assert temporary.parent == path.parent and temporary.suffix == ".txt" and temporary.stat().st_size == 0
             temporary.write_text(text)
     assert (path.read_text(), path.with_name("old.txt").read_text()) == ("two", "one")
-    assert said == ["fsync", "replace", "fsync", "fsync", "replace", "replace", "fsync"]
+    os.umask(before)
+    assert said == ["fsync", "replace", "fsync", "fsync", "replace", "replace", "fsync"] and path.stat().st_mode & 0o777 == 0o640
+    if files.exists():
+        opened = len(list(files.iterdir()))
+        write_json(path, {})
+        assert len(list(files.iterdir())) == opened
 
 
 @pytest.mark.parametrize("number, told", [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])

@@ -27,6 +27,18 @@ def test_slugs():
     assert slug("caf\u00e9") == "cafe" and slug("\udc80").startswith("scene-")
 
 
+def test_json_is_strict_and_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert (tmp_path / "a.json").read_text() == '{\n  "a": 1\n}\n'
+    monkeypatch.setattr(folder, "finite", lambda value: value)
+    metrics = Metrics(tmp_path / "m.jsonl", 1, 0)
+    for write in (lambda: write_json(tmp_path / "b.json", {"a": float("nan")}), lambda: metrics.write({"a": float("inf")})):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            write()
+    metrics.close()
+    assert not (tmp_path / "b.json").exists() and (tmp_path / "m.jsonl").read_bytes() == b""
+
+
 def test_run_folders(tmp_path: Path):
     assert run_folder(tmp_path, "a dog", 3) == tmp_path / "a-dog-s3"
     old = tmp_path / ("y" * 48 + "-s3")

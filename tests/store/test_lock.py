@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ def dead() -> int:
 
 def test_a_second_process_is_told_who_works(tmp_path: Path):
     with RunLock(tmp_path):
+        assert (tmp_path / NAME).stat().st_mode & 0o111 == 0
         found = holder(tmp_path)
         assert found and found["pid"] == os.getpid() and found["host"] == socket.gethostname()
         with pytest.raises(FourdfyError, match=f"process {os.getpid()} on ") as caught, RunLock(tmp_path):
@@ -185,6 +187,8 @@ def test_who_holds_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert not lock.holds(path, {"pid": 0, "host": here}) and not lock.holds(path, {"pid": 2**31, "host": here})
     assert lock.holds(path, {"pid": True, "host": here})  # no number: as another machine's
     assert not lock.holds(tmp_path / "none", {"pid": 1, "host": "elsewhere"})
-    assert lock._started(os.getpid()) and lock._started(2**30) is None
+    if Path("/proc/self/stat").exists():
+        assert lock._started(os.getpid()) == re.sub(r".*\)", "x x", Path("/proc/self/stat").read_text()).split()[21]  # proc(5): the 22nd
+    assert lock._started(2**30) is None
     monkeypatch.setattr(Path, "read_text", lambda self: "1 (x)")
     assert lock._started(1) is None
