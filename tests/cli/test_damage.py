@@ -225,6 +225,9 @@ def test_every_file_before_every_command(runs: dict[str, Path], capsys: pytest.C
     """100 truncations and 500 flips for each pair; FOURDFY_SWEEP is a part of them."""
     part, counts = PART, Counter()
     for command in COMMANDS:
-        counts += sweep(runs, command, max(1, round(100 * part)), max(1, round(500 * part)), 10**6, capsys)
+        here = sweep(runs, command, max(1, round(100 * part)), max(1, round(500 * part)), 10**6, capsys)
+        counts += here
+        with capsys.disabled():
+            print(f"\n{command.name}, {', '.join(command.files)}: {dict(here)}", end="", flush=True)
     with capsys.disabled():
         print(f"\n{counts.total()} damages of {len(COMMANDS)} commands' files: {dict(counts)}, 0 tracebacks, documented codes only")

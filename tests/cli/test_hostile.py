@@ -40,7 +40,8 @@ MUCH = 500  # MB
 @pytest.fixture(autouse=True)
 def cheap_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     cheap(monkeypatch.setattr)
-    monkeypatch.setitem(presets.PRESETS, "nano", recipe)
+    for name in ("nano", "paper"):
+        monkeypatch.setitem(presets.PRESETS, name, recipe)
 
 
 class Gadget:
