@@ -131,6 +131,14 @@ def test_metrics_go_on_where_the_checkpoint_stands(tmp_path: Path):
     assert lines(path) == [(1, 0), (1, 1), (2, 0)] and notes == []
 
 
+def test_what_is_closed_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    metrics, synced = Metrics(tmp_path / "metrics.jsonl", 1, 0), []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    number = metrics.file.fileno()
+    metrics.close()
+    assert synced == [number] and metrics.file.closed
+
+
 def test_lost_lines_are_told_of(tmp_path: Path):
     path, notes = tmp_path / "metrics.jsonl", []
     path.write_bytes(b'{"stage": 1, "step": 0}\n\xff\xfe\n{"stage": 1, "step": 2}\n{"stage": 1, "st')
