@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import types
@@ -257,6 +258,11 @@ def _read(text: str, old: Any, key: str) -> Any:
         raise FourdfyError(f"{key} wants a value like {old!r}, not {text!r}", f"--set {key}={old}", USAGE) from None
 
 
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
+
+
 def _build(kind: Any, value: Any, path: str) -> Any:
     """A value of the annotated type, within its bounds, from plain builtins."""
 
@@ -264,7 +270,7 @@ def _build(kind: Any, value: Any, path: str) -> Any:
         return FourdfyError(f"recipe{path} wants {what}, not {str(value)[:80]!r}", hint, USAGE)
 
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind, include_extras=True)
+        hints = _hints(kind)
         needed = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
         if not isinstance(value, dict) or not needed <= set(value) <= set(hints):
             names = sorted(map(str, needed - set(value) | set(value) - set(hints))) if isinstance(value, dict) else []

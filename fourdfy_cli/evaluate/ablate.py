@@ -24,9 +24,10 @@ from fourdfy_cli.evaluate.truth import score
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import render
 from fourdfy_cli.run import train
+from fourdfy_cli.run.state import told
 from fourdfy_cli.scene.scene import Scene
-from fourdfy_cli.store import checkpoint, files, migrate
-from fourdfy_cli.store.folder import make_writable, read_json, run_folder, write_json
+from fourdfy_cli.store import checkpoint, files
+from fourdfy_cli.store.folder import make_writable, read_runs, run_folder, write_json
 
 TABLE_2 = ("full", "no-3d-image", "no-3d", "no-image", "no-hybrid", "hexplane")
 MEASURES = ("iou", "psnr", "fronts", "front_runs", "motion_ratio")  # of `fourdfy nano score`
@@ -102,7 +103,7 @@ def run(wanted: Ablation, machine: Machine, events: train.Events) -> dict[str, A
     recipes = {name: row_recipe(wanted.recipe, name) for name in wanted.rows}
     check(wanted, recipes)
     make_writable(wanted.out)
-    known = {tuple(map(r.get, KEY)): r for r in (read_json(wanted.out / "ablate.json") or {}).get("runs", [])}
+    known = {tuple(map(r.get, KEY)): r for r in read_runs(wanted.out / "ablate.json", KEY, ("clip", "flicker"), MEASURES)}
     results: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     for prompt in wanted.prompts:
@@ -140,19 +141,18 @@ def check(wanted: Ablation, recipes: dict[str, Recipe]) -> None:
 
 def held(folder: Path, prompt: str, recipe: Recipe) -> str | None:
     """What a folder holds that does not go with a prompt and a recipe; None where a run may start or go on."""
-    about = read_json(folder / "run.json")
+    about = told(folder / "run.json")
     if about is None:
         return None
-    if about.get("prompt") != prompt:
-        return f"another prompt ({about.get('prompt')!r})"
-    theirs = migrate.migrated(about, about.get("format", 1)).get("recipe")
-    return "a run with other settings" if theirs is not None and from_dict(theirs) != recipe else None
+    if about["prompt"] != prompt:
+        return f"another prompt ({about['prompt']!r})"
+    return "a run with other settings" if from_dict(about["recipe"]) != recipe else None
 
 
 def trained(wanted: Ablation, name: str, prompt: str, recipe: Recipe, machine: Machine, events: train.Events) -> Path:
     """The finished run of a row and a prompt: as it is, gone on with, or from the latest stage that some other run shares."""
     folder = run_folder(wanted.out / name, prompt, wanted.seed)
-    start = None if any(folder.glob("*.pt")) else shared(wanted.out, recipe, folder.name)
+    start = None if any(folder.glob("[!.]*.pt")) else shared(wanted.out, recipe, folder.name)
     stages = {"stage1.pt": (2, 3), "stage2.pt": (3,)}.get(start.name if start else "", (1, 2, 3))
     train.run(prompt, recipe, folder.parent, wanted.seed, stages, start, machine, events)
     return folder

@@ -24,9 +24,10 @@ from fourdfy_cli.nano.show import truth
 from fourdfy_cli.output import render
 from fourdfy_cli.run import train
 from fourdfy_cli.store import checkpoint
-from fourdfy_cli.store.folder import make_writable, read_json, run_folder, write_json
+from fourdfy_cli.store.folder import make_writable, read_runs, run_folder, write_json
 
 MEASURES = ("iou", "psnr", "motion_ratio", "object_ok", "colour_ok", "front_runs")  # of `fourdfy nano score`
+MEANS, FRONTS = ("iou", "psnr", "motion_ratio", "still_iou", "still_psnr", "object_ok", "colour_ok"), ("front_runs", "still_front_runs")
 LOOKS = tuple((azimuth, time) for time in (0.0, 0.25, 0.5, 0.75) for azimuth in (30.0, 210.0))  # of the sheet: degrees, time
 COLUMNS, NAME = 4, 14  # prompts side by side on the sheet; pixels for a name
 
@@ -45,7 +46,7 @@ def run(task: Task, machine: Machine, events: train.Events) -> dict[str, Any]:
     """Make and measure what is not there yet; writes bench.json after every prompt and bench.png at the end, and returns what bench.json
     holds. A prompt that diverges is listed as failed, and the others go on. Raises FourdfyError as `train.run` for all else."""
     make_writable(task.out)
-    known = {(r["prompt"], r["digest"]): r for r in (read_json(task.out / "bench.json") or {}).get("runs", [])}
+    known = {(r["prompt"], r["digest"]): r for r in read_runs(task.out / "bench.json", ("prompt", "digest"), MEANS, FRONTS)}
     results: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     for number, prompt in enumerate(task.prompts, 1):
@@ -81,8 +82,8 @@ def measured(folder: Path, prompt: str, digest: str) -> dict[str, Any]:
 def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A line for each motion, for prompts without one, for pairs never seen, and for all: means, and 95 % intervals over prompts under
     "<measure>_interval"; one_front and still_one_front are the shares of things with a front that show one."""
-    groups = {name: [r for r in runs if r["motion"] == name] for name in MOTIONS}
-    groups |= {"none": [r for r in runs if r["motion"] is None], "never seen": [r for r in runs if r["held_out"]]}
+    groups = {name: [r for r in runs if r.get("motion") == name] for name in MOTIONS}
+    groups |= {"none": [r for r in runs if r.get("motion") is None], "never seen": [r for r in runs if r.get("held_out")]}
     groups |= {"all": runs}
     return [line(name, group) for name, group in groups.items() if group]
 
@@ -90,11 +91,11 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def line(name: str, group: list[dict[str, Any]]) -> dict[str, Any]:
     """Means of a group of runs."""
     made: dict[str, Any] = {"prompts": name, "n": len(group)}
-    for key in ("iou", "psnr", "motion_ratio", "still_iou", "still_psnr", "object_ok", "colour_ok"):
+    for key in MEANS:
         values = [r[key] for r in group]
         made |= {key: float(np.mean(values)), f"{key}_interval": bootstrap(values)}
-    for key in ("front_runs", "still_front_runs"):
-        fronts = [r[key] == 1 for r in group if r[key] is not None]
+    for key in FRONTS:
+        fronts = [r[key] == 1 for r in group if r.get(key) is not None]
         made[key.replace("front_runs", "one_front")] = float(np.mean(fronts)) if fronts else None
     return made
 

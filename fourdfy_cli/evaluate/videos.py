@@ -140,7 +140,7 @@ def _folder(folder: Path) -> Iterator[Video | FourdfyError]:
 
 
 def _run_folder(run: Path) -> Iterator[Video | FourdfyError]:
-    if any(run.glob("*.pt")):
+    if any(run.glob("[!.]*.pt")):
         yield _run(run)
     elif chosen := _chosen(run):
         yield from (_film(path, run.parent) for path in chosen)
@@ -150,7 +150,7 @@ def _run_folder(run: Path) -> Iterator[Video | FourdfyError]:
 
 def _chosen(run: Path) -> list[Path]:
     """The films that stand for a run without checkpoint."""
-    own = [] if any(run.glob("*.pt")) else films.films(run)
+    own = [] if any(run.glob("[!.]*.pt")) else films.films(run)
     return [path for path in own if path.name == "mav3d.mp4"] or own
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from fourdfy_cli.errors import DAMAGED, FourdfyError, typed
+from fourdfy_cli.store import checkpoint
+from fourdfy_cli.store.files import replacing
+from fourdfy_cli.store.optimizer import load_optimizer
 
 Loss = Callable[[np.random.Generator, torch.Generator], Tensor]
 
@@ -31,8 +36,20 @@ class Plan:
 
 def averaged(folder: Path) -> tuple[dict[str, dict[str, Tensor]], int]:
     """The averaged weights of each module of the training in a folder, and the step they are from."""
-    state = torch.load(folder / "state.pt", weights_only=True)
+    state = read_state(folder / "state.pt")
     return state["average"], state["step"]
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What `Fit.save` wrote. Raises FourdfyError (exit 6) for a file that is damaged or something else."""
+    try:
+        state = torch.load(path, weights_only=True)
+    except checkpoint.UNREADABLE:
+        state = None
+    kinds = {"modules": dict, "optimizer": dict, "average": dict, "step": int}
+    if not isinstance(state, dict) or not all(type(state.get(key)) is kind for key, kind in kinds.items()):
+        raise FourdfyError(f"{path} is damaged, or holds no training", typed("ls", "-l", path), DAMAGED)
+    return state
 
 
 @dataclass
@@ -70,18 +87,20 @@ class Fit:
         path = self.folder / "state.pt"
         if not path.exists():
             return False
-        state = torch.load(path, weights_only=True)
+        state = read_state(path)
         for name, module in self.modules.items():
+            for part in ("modules", "average"):
+                checkpoint.check_tensors(path, f"{part}.{name}", state[part].get(name), module.state_dict())
             module.load_state_dict(state["modules"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"], path)
         self.average, self.step = state["average"], state["step"]
         return True
 
     def save(self) -> None:
         modules = {name: module.state_dict() for name, module in self.modules.items()}
-        temporary = self.folder / "state.tmp"
-        torch.save({"modules": modules, "optimizer": self.optimizer.state_dict(), "average": self.average, "step": self.step}, temporary)
-        os.replace(temporary, self.folder / "state.pt")
+        state = {"modules": modules, "optimizer": self.optimizer.state_dict(), "average": self.average, "step": self.step}
+        with replacing(self.folder / "state.pt") as temporary:
+            torch.save(state, temporary)
 
     def run(self, loss: Loss) -> None:
         """Train to the plan's last step; leave the averaged weights in the modules."""

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import math
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -183,22 +184,27 @@ def _feed(arguments: list[str], first: Picture, rest: Iterator[Picture], path: P
 
 
 def locate(path: Path) -> Path:
-    """The checkpoint meant by a path: itself, or the newest good one of a run folder.
+    """The checkpoint meant by a path: itself, or the newest good one of a run folder; what is damaged is told of on stderr.
 
-    Raises FourdfyError: exit 2 if there is none, exit 6 if all are damaged.
+    Raises FourdfyError: exit 2 if there is none, exit 6 if one is of a newer version.
     """
     if not path.is_dir():
         return path
     found = [path / name for name in checkpoint.NAMES if (path / name).is_file()]
     if not found:
         raise FourdfyError(f"there is no checkpoint in {path}", typed("ls", path), USAGE)
-    for candidate in found[:-1]:
+    damaged = []
+    for candidate in found:
         try:
             checkpoint.load(candidate)
-        except FourdfyError:
+        except checkpoint.NewerFormat:
+            raise
+        except FourdfyError as error:
+            damaged.append(error.message)
             continue
+        sys.stderr.write("".join(f"{message}; {candidate.name} is used instead\n" for message in damaged))
         return candidate
-    return found[-1]
+    return found[0]
 
 
 def load_scene(path: Path, device: str = "cpu", backend: str = "auto") -> tuple[Scene, config.Recipe, dict[str, Any]]:

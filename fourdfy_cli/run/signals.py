@@ -15,16 +15,17 @@ CODES = {getattr(signal, name): code for name, code in EXITS.items() if hasattr(
 
 class StopSignals:
     """Context manager: `raised` is None or the exit code to leave with. Handlers are restored on the way out; where this is not the main
-    thread (a notebook's worker) there are none."""
+    thread (a notebook's worker) there are none. Once `leaving` is set, no signal stops what is still to be written."""
 
     def __init__(self) -> None:
         self.raised: int | None = None
+        self.leaving = False
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            # A signal that is ignored already (nohup) stays so.
-            self.before = {s: signal.signal(s, self._handle) for s in CODES if signal.getsignal(s) != signal.SIG_IGN}
+            # A signal that is ignored already (nohup), or not Python's own, stays so.
+            self.before = {s: signal.signal(s, self._handle) for s in CODES if signal.getsignal(s) not in (signal.SIG_IGN, None)}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -32,7 +33,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: object) -> None:
-        if self.raised is not None and number == signal.SIGINT:
+        if self.raised is not None and number == signal.SIGINT and not self.leaving:
             raise KeyboardInterrupt
         self.raised = CODES[number]
 

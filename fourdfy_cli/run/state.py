@@ -12,7 +12,7 @@ import torch
 
 from fourdfy_cli import __version__, kernels
 from fourdfy_cli.config import Recipe, from_dict, leaves, to_dict
-from fourdfy_cli.errors import USAGE, FourdfyError, typed
+from fourdfy_cli.errors import DAMAGED, USAGE, FourdfyError, typed
 from fourdfy_cli.hybrid import StepContext
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.nano.prompts import parse
@@ -57,7 +57,7 @@ class Run:
             "lora": self.lora,
             "optimizer": self.optimizer_state,
             "models": self.recipe.models.set,
-            **({"retries": self.retries} if self.retries else {}),
+            **{name: count for name in checkpoint.COUNTS if (count := getattr(self, name))},
         }
 
     @property
@@ -82,35 +82,52 @@ def from_checkpoint(state: dict[str, Any], folder: Path, machine: Machine) -> Ru
     """The run a checkpoint was taken from."""
     recipe = from_dict(state["recipe"])
     scene = render.build_scene(state, folder, machine.device, machine.backend)
-    where = state["stage"], state["step"], state.get("lora") or {}, state.get("optimizer"), int(state.get("retries", 0))
-    return Run(state["prompt"], recipe, folder, state["seed"], machine, scene, *where)
+    where = state["stage"], state["step"], state.get("lora") or {}, state.get("optimizer")
+    counts = {name: state.get(name, 0) for name in checkpoint.COUNTS}
+    return Run(state["prompt"], recipe, folder, state["seed"], machine, scene, *where, **counts)
 
 
 def opened(prompt: str, recipe: Recipe, out: Path, seed: int, machine: Machine, note: Callable[[str], None] = lambda _: None) -> Run:
     """A new run, or the one this prompt and seed already have in `out`, at its furthest whole checkpoint; run.json only tells of it, and is
     made again where it is lost. `note` hears of what was damaged or missing.
 
-    Raises FourdfyError: exit 2 if the folder holds another prompt, seed or recipe (nothing is overwritten), exit 6 if all is damaged.
+    Raises FourdfyError: exit 2 if the folder holds another prompt, seed or recipe (nothing is overwritten), exit 6 if all is damaged or of
+    a newer version.
     """
     folder = run_folder(out, prompt, seed)
-    about = read_json(folder / "run.json") or {}
-    known = isinstance(about.get("prompt"), str) and isinstance(about.get("recipe"), dict)
-    if known:
-        _check_owner(folder / "run.json", migrate.migrated(about, about.get("format", 1)), prompt, recipe, seed)
     state = checkpoint.recover(folder, note)
-    if state is None:
-        if known and (about.get("stage", 1), about.get("step", 0)) > (1, 0):
+    if state is not None:
+        _check_owner(folder, state, prompt, recipe, seed)
+        return from_checkpoint(state, folder, machine)
+    if (about := told(folder / "run.json")) is not None:
+        _check_owner(folder / "run.json", about, prompt, recipe, seed)
+        if (about["stage"], about["step"]) > (1, 0):
             note(f"{folder} has no checkpoint any more: from step 0 again")
-        return Run(prompt, recipe, folder, seed, machine, new_scene(recipe, seed, machine))
-    _check_owner(folder, state, prompt, recipe, seed)
-    return from_checkpoint(state, folder, machine)
+    return Run(prompt, recipe, folder, seed, machine, new_scene(recipe, seed, machine))
+
+
+def told(path: Path) -> dict[str, Any] | None:
+    """What a run.json tells of its run, None where that cannot be understood. Raises FourdfyError (exit 6) for one of a newer version."""
+    about = {"format": 1} | (read_json(path) or {})
+    kinds = {"format": int, "prompt": str, "seed": int, "recipe": dict, "stage": int, "step": int}
+    if not all(type(about.get(key)) is kind for key, kind in kinds.items()) or about["format"] < 1:
+        return None
+    if about["format"] > migrate.FORMAT:
+        message = f"{path} was written by a newer fourdfy (format {about['format']})"
+        raise FourdfyError(message, "pip install --upgrade fourdfy", DAMAGED)
+    try:
+        known = migrate.migrated(about, about["format"])
+        from_dict(known["recipe"])
+    except (FourdfyError, RecursionError):
+        return None
+    return known
 
 
 def _check_owner(path: Path, found: dict[str, Any], prompt: str, recipe: Recipe, seed: int) -> None:
     """Raises FourdfyError (exit 2) if what was found belongs to another run."""
     hint = "another folder, or its own settings again: --out outputs-2"
-    if (found["prompt"], found.get("seed", seed)) != (prompt, seed):
-        theirs = f"{found['prompt']!r} with seed {found.get('seed')}"
+    if (found["prompt"], found["seed"]) != (prompt, seed):
+        theirs = f"{found['prompt']!r} with seed {found['seed']}"
         raise FourdfyError(f"{path} belongs to another prompt: {theirs}, not {prompt!r} with seed {seed}", hint, USAGE)
     theirs, ours = (leaves(to_dict(one)) for one in (from_dict(found["recipe"]), recipe))
     if other := [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]:

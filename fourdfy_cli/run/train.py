@@ -25,7 +25,7 @@ from fourdfy_cli.guidance.base import Guidance
 from fourdfy_cli.guidance.build import build, cut_texts
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import ffmpeg, render
-from fourdfy_cli.run.keeper import Keeper, load_optimizer, lora_network
+from fourdfy_cli.run.keeper import Keeper, lora_network
 from fourdfy_cli.run.progress import Events, Pace
 from fourdfy_cli.run.signals import StopSignals
 from fourdfy_cli.run.state import Run, continued, from_checkpoint, new_scene, opened, write_about
@@ -33,6 +33,7 @@ from fourdfy_cli.scene.scene import Scene
 from fourdfy_cli.store import checkpoint
 from fourdfy_cli.store.folder import Metrics, make_writable, run_folder
 from fourdfy_cli.store.lock import RunLock
+from fourdfy_cli.store.optimizer import load_optimizer
 
 BAD_STEPS, RETRIES = 5, 3  # non-finite steps in a row after which a run goes back, and how often it does
 
@@ -111,6 +112,7 @@ def run_stages(current: Run, stages: tuple[int, ...], events: Events, signals: S
                 unfinished = not run_stage(current, stages, events, signals, lock)
         return finish(current, stages, events)
     except BaseException as error:
+        signals.leaving = True
         code = error.code if isinstance(error, FourdfyError) else INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILURE
         if not current.folder.is_dir():
             lock.beat()  # says that the folder is gone
@@ -143,9 +145,9 @@ def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: St
     optimizer = make_optimizer(current.scene, current.recipe, current.stage, guidances)
     if current.optimizer_state is not None:
         load_optimizer(optimizer, current.optimizer_state, current.last)
-    metrics = Metrics(current.folder / "metrics.jsonl", current.stage, current.step)
+    metrics = Metrics(current.folder / "metrics.jsonl", current.stage, current.step, events.note)
     events.start(current.stage, stages, stage.steps, current.step)
-    pace, keeper = Pace(current, stages), Keeper(current, optimizer, guidances, lock, events)
+    pace, keeper = Pace(current, stages), Keeper(current, optimizer, guidances, lock, metrics, events)
     try:
         while current.step < stage.steps:
             hybrid.maybe_update_occupancy(current.scene, current.context())

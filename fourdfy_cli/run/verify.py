@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from fourdfy_cli.errors import DAMAGED, USAGE, FourdfyError
 from fourdfy_cli.output import render
 from fourdfy_cli.output.textfile import typed
 from fourdfy_cli.store import checkpoint
-from fourdfy_cli.store.folder import read_json
+from fourdfy_cli.store.folder import read_json, row_of
 
 
 def examine(source: Path) -> dict[str, str]:
@@ -85,10 +84,7 @@ def _metrics(path: Path, steps: dict[int, int]) -> str:
     for number, line in enumerate(lines, 1):
         if not line.strip() and number == len(lines):
             break
-        try:
-            row = json.loads(line)
-            following = int(row["stage"]), int(row["step"])
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        if (following := row_of(line)) is None:
             if number == len(lines):
                 break
             return f"line {number} cannot be read"

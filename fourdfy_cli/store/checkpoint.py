@@ -32,6 +32,10 @@ from fourdfy_cli.store.files import replacing, sweep
 FORMAT = "fourdfy"
 HEADER = ("format", "version", "digest")
 REQUIRED = {"prompt": str, "seed": int, "recipe": dict, "stage": int, "step": int, "scene": dict}
+COUNTS = ("retries", "skipped", "skipped_in_a_row")  # where they are not 0
+DTYPES = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+)  # fmt: skip
 LAST, PREVIOUS = "last.pt", "last.prev.pt"
 NAMES = (LAST, PREVIOUS, "stage3.pt", "stage2.pt", "stage1.pt")  # of a run folder, the newest first
 SPARE = 16e6  # bytes that stay free on the disk
@@ -40,6 +44,10 @@ UNREADABLE = (
     OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError,
     MemoryError, UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error,
 )  # fmt: skip
+
+
+class NewerFormat(FourdfyError):
+    """A checkpoint of a newer version: whole, but not for this one to read or to move."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -94,24 +102,39 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises FourdfyError: exit 2 if the file is missing, exit 6 if it is damaged, foreign or from a newer version.
     """
-    path = Path(path)
     if not path.is_file():
         what = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
         raise FourdfyError(f"{path} {what}", 'fourdfy generate "a red dog jumping"', USAGE)
     try:
         with zipfile.ZipFile(path) as archive:
-            # Torch itself does not look at the checksums. It never compresses, so nothing unpacks to more than the file has.
-            broken = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()) or archive.testzip()
+            broken = not _stored(archive, path.stat().st_size) or archive.testzip()  # torch itself does not look at the checksums
         state: Any = None if broken else torch.load(path, map_location="cpu", weights_only=True)
-        plain = all(_own(leaf) for _, leaf in _leaves(state) if isinstance(leaf, Tensor))
+        _bounded(path, state)
+        _verify(path, state)
+        return migrate.migrated(state, state["version"])
     except PermissionError as error:
         raise FourdfyError(f"{path} cannot be read: {error.strerror}", typed("ls", "-l", path), USAGE) from None
     except UNREADABLE:
         raise _refused(path, "is damaged, or not a fourdfy checkpoint") from None
-    if not plain:
-        raise _refused(path, "is damaged: a tensor in it is larger than what is stored of it")
-    _verify(path, state)
-    return migrate.migrated(state, state["version"])
+
+
+def _stored(archive: zipfile.ZipFile, size: int) -> bool:
+    """Whether nothing in an archive unpacks to more than its file has: torch never compresses, and no two entries share bytes."""
+    entries = archive.infolist()
+    return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries) and sum(entry.file_size for entry in entries) <= size
+
+
+def _bounded(path: Path, state: Any) -> None:
+    """Raises FourdfyError (exit 6) where a file holds something that is more than the file has bytes: a tensor that is spread out over its
+    storage, or one thing that stands in many places."""
+    size = path.stat().st_size
+    count = total = 0
+    for _, leaf in _leaves(state):
+        if isinstance(leaf, Tensor) and not _own(leaf):
+            raise _refused(path, "is damaged: a tensor in it is larger than what is stored of it")
+        count, total = count + 1, total + (leaf.nbytes if isinstance(leaf, Tensor) else 0)
+        if max(count, total) > size:
+            raise _refused(path, "is damaged: it holds more than it has bytes")
 
 
 def check_tensors(path: Path, part: str, found: Any, expected: Mapping[str, Tensor]) -> None:
@@ -130,9 +153,10 @@ def recover(folder: Path, note: Callable[[str], None] = lambda _: None) -> dict[
     """The furthest whole checkpoint of a run folder (last.pt, last.prev.pt, stage3.pt, stage2.pt, stage1.pt), None where there is none.
 
     A damaged one is set aside under another name, and `note` hears of it: the next save must not put it in a good one's place. Also
-    clears away temporary files of processes that died. Raises FourdfyError (exit 6) if every one is damaged.
+    clears away temporary files of processes that died. Raises FourdfyError (exit 6) if every one is damaged, or one is of a newer version.
     """
-    sweep(folder)
+    for place in (folder, folder / "previews"):
+        sweep(place)
     whole: list[dict[str, Any]] = []
     failures: list[FourdfyError] = []
     for path in (folder / name for name in NAMES):
@@ -140,6 +164,8 @@ def recover(folder: Path, note: Callable[[str], None] = lambda _: None) -> dict[
             continue
         try:
             whole.append(load(path))
+        except NewerFormat:
+            raise
         except FourdfyError as error:
             failures.append(error)
             note(f"{error.message}; set aside as {set_aside(path).name}")
@@ -211,8 +237,8 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _own(tensor: Tensor) -> bool:
     """Whether a tensor lies in memory of its own as `save` writes it: not spread out over, nor cut from, something of another size."""
-    strided = tensor.layout == torch.strided and not tensor.is_quantized
-    return strided and tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    plain = type(tensor) is Tensor and tensor.device.type == "cpu" and tensor.layout == torch.strided and tensor.dtype in DTYPES
+    return plain and tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 def _verify(path: Path, state: Any) -> None:
@@ -221,11 +247,18 @@ def _verify(path: Path, state: Any) -> None:
         raise _refused(path, "is damaged" if state is None else "is not a fourdfy checkpoint")
     version = state.get("version")
     if isinstance(version, int) and version > migrate.FORMAT:
-        raise FourdfyError(f"{path} was written by a newer fourdfy (format {version})", "pip install --upgrade fourdfy", DAMAGED)
+        raise NewerFormat(f"{path} was written by a newer fourdfy (format {version})", "pip install --upgrade fourdfy", DAMAGED)
     whole = type(version) is int and version >= 1 and all(type(state.get(key)) is kind for key, kind in REQUIRED.items())
     whole = whole and state["stage"] in (1, 2, 3) and 0 <= state["step"] < 2**40 and 0 <= state["seed"] < 2**64
+    whole = whole and all(type(state.get(key, 0)) is int and 0 <= state.get(key, 0) < 2**40 for key in COUNTS)
+    whole = whole and all(_named(state.get(key) or {}) for key in ("scene", "lora"))
     if not whole or state.get("digest") != digest(state):
         raise _refused(path, "is damaged: its contents do not match its digest")
+
+
+def _named(tensors: Any) -> bool:
+    """Whether this is a dictionary of tensors by name."""
+    return isinstance(tensors, dict) and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items())
 
 
 def _refused(path: Path, what: str) -> FourdfyError:

@@ -9,7 +9,6 @@ import errno
 import glob
 import os
 import secrets
-import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +31,7 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o666))  # never a link that somebody laid there
         yield temporary
         with open(temporary, "rb") as file:
-            _sync(file.fileno())
+            sync(file.fileno())
         if previous and path.exists():
             os.replace(path, previous)
         os.replace(temporary, path)
@@ -66,9 +65,7 @@ def filled(folder: Path | None) -> Iterator[Path | None]:
         else:
             temporary.rename(place)
     except OSError as error:
-        raise FourdfyError(
-            f"cannot write {folder}: {error.strerror or error}", shlex.join(["df", "-h", str(place.parent)]), FAILURE
-        ) from None
+        raise FourdfyError(f"cannot write {folder}: {error.strerror or error}", typed("df", "-h", place.parent), FAILURE) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -107,7 +104,7 @@ def _opens(pid: int) -> bool:
     return bool(handle and kernel.CloseHandle(handle))
 
 
-def _sync(descriptor: int) -> None:
+def sync(descriptor: int) -> None:
     """fsync, where the file system knows it."""
     try:
         os.fsync(descriptor)
@@ -121,6 +118,6 @@ def _sync_folder(folder: Path) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        _sync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
+import os
 import re
 import tempfile
 import unicodedata
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from fourdfy_cli.errors import USAGE, FourdfyError
-from fourdfy_cli.store.files import replacing
+from fourdfy_cli.errors import USAGE, FourdfyError, typed
+from fourdfy_cli.store.files import refused, replacing, sync
 
 
 def slug(prompt: str) -> str:
@@ -65,34 +68,84 @@ def finite(value: Any) -> Any:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The file's object, or None where there is none or it is not readable JSON."""
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes()) if path.is_file() else None  # a pipe would be waited for
     except (OSError, ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None
 
 
+def read_runs(path: Path, words: Iterable[str], figures: Iterable[str], others: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """The list "runs" of a JSON file of results: those whose `words` are texts, whose `figures` are numbers, and whose `others` are
+    numbers, null or missing. What is damaged is measured again."""
+    number = (int, float)
+
+    def whole(row: Any) -> bool:
+        return (
+            isinstance(row, dict)
+            and all(isinstance(row.get(name), str) for name in words)
+            and all(isinstance(row.get(name), number) for name in figures)
+            and all(isinstance(row.get(name, 0), (*number, type(None))) for name in others)
+        )
+
+    runs = (read_json(path) or {}).get("runs")
+    return [row for row in runs if whole(row)] if isinstance(runs, list) else []
+
+
 class Metrics:
     """metrics.jsonl, one object a step. Opening it at (stage, step) drops what lies beyond, so that a resumed run
-    leaves the same lines as one that was never cut."""
+    leaves the same lines as one that was never cut. Raises FourdfyError (exit 1) where the disk refuses."""
 
-    def __init__(self, path: Path, stage: int, step: int):
-        kept = []
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _before(line, stage, step)]
+    def __init__(self, path: Path, stage: int, step: int, note: Callable[[str], None] = lambda _: None):
+        self.path = path
+        kept, unreadable = _before(path, stage, step)
+        if unreadable:
+            note(f"{path}: {unreadable} of its lines could not be read and are left out")
+        if path.exists() and len(kept) < step:
+            note(f"{path} has lost lines of what came before step {step} of stage {stage}")
         with replacing(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in kept))
-        self.file = path.open("a", buffering=1)
+            temporary.write_bytes(b"".join(line + b"\n" for line in kept))
+        self.file = path.open("a", buffering=1, encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:
-        self.file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+        try:
+            self.file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+        except OSError as error:
+            raise refused(self.path, error) from None
+
+    def sync(self) -> None:
+        """Bring the lines to the disk: no checkpoint may be ahead of them."""
+        try:
+            sync(self.file.fileno())
+        except OSError as error:
+            raise refused(self.path, error) from None
 
     def close(self) -> None:
-        self.file.close()
+        with contextlib.suppress(FourdfyError, ValueError):  # a full disk, which `write` told of; closed before
+            self.sync()
+        with contextlib.suppress(OSError):
+            self.file.close()
 
 
-def _before(line: str, stage: int, step: int) -> bool:
+def _before(path: Path, stage: int, step: int) -> tuple[list[bytes], int]:
+    """The lines of what came before a step, and how many others but the last cannot be read."""
+    if not os.path.lexists(path):
+        return [], 0
+    if not path.is_file():
+        raise FourdfyError(f"{path} is no file", typed("ls", "-ld", path), USAGE)
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise refused(path, error) from None
+    rows = [row_of(line) for line in lines]
+    kept = [line for line, place in zip(lines, rows, strict=True) if place is not None and place < (stage, step)]
+    return kept, rows[:-1].count(None)
+
+
+def row_of(line: bytes) -> tuple[int, int] | None:
+    """Stage and step of a line of metrics.jsonl; None for one that is damaged."""
     try:
         row = json.loads(line)
-        return (row["stage"], row["step"]) < (stage, step)
-    except (ValueError, KeyError, TypeError):
-        return False
+        place = row["stage"], row["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return place if type(place[0]) is type(place[1]) is int else None

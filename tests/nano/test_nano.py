@@ -237,6 +237,37 @@ def test_training_resumes_bitwise_and_learns(tmp_path):
     assert rows[-1]["loss"] < 0.01 * rows[0]["loss"] or rows[-1]["loss"] < 1e-3
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s.pop("step"),
+        lambda s: s.update(step="5"),
+        lambda s: s.update(average=[]),
+        lambda s: s["modules"].pop("model"),
+        lambda s: s["modules"]["model"].update(weight=torch.zeros(3, 1)),
+        lambda s: s["average"]["model"].update(weight=torch.zeros(1, 3, dtype=torch.float64)),
+        lambda s: s["optimizer"]["state"][0].update(exp_avg=torch.zeros(1)),
+        lambda s: s["optimizer"]["state"].update({9: {}}),
+        lambda s: s["optimizer"].pop("state"),
+    ],
+)
+def test_a_training_of_a_stranger(tmp_path, change):
+    """Moments of another shape would be written beyond their end."""
+    with pytest.raises(KeyboardInterrupt):
+        regression(tmp_path, 9, stop=3)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    change(state)
+    torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(FourdfyError) as error:
+        regression(tmp_path, 9)
+    assert error.value.code == 6 and error.value.hint
+    for content in (b"", b"x" * 100, (tmp_path / "state.pt").read_bytes()[:-50]):
+        (tmp_path / "state.pt").write_bytes(content)
+        with pytest.raises(FourdfyError, match="is damaged") as error:
+            regression(tmp_path, 9)
+        assert error.value.code == 6
+
+
 def test_parts_are_trained_in_order_and_never_over_a_started_one(tmp_path):
     for part, message in (("lens", "no part"), ("video", "after")):
         with pytest.raises(FourdfyError, match=message) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -39,12 +40,18 @@ def go(out: Path, events: Watch | None = None, prompt: str = PROMPT, seed: int =
     return train.run(prompt, recipe or tiny_recipe(), out, seed, stages, None, Machine(), events or Watch())
 
 
-@pytest.fixture
-def stopped(tmp_path: Path) -> Path:
-    """A run's folder, stopped inside stage 2: last.pt holds an optimizer's moments."""
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("stopped")
     with pytest.raises(FourdfyError):
-        go(tmp_path, Watch(4), stages=(1, 2))
-    return run_folder(tmp_path, PROMPT, 0)
+        go(out, Watch(4), stages=(1, 2))
+    return run_folder(out, PROMPT, 0)
+
+
+@pytest.fixture
+def stopped(once: Path, tmp_path: Path) -> Path:
+    """A run's folder, stopped inside stage 2: last.pt holds an optimizer's moments."""
+    return Path(shutil.copytree(once, tmp_path / once.name))
 
 
 def change(path: Path, edit) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import types
 import zipfile
 from pathlib import Path
 
@@ -271,3 +273,184 @@ def test_kill_at_every_call_of_a_save(tmp_path: Path):
         if not died:
             break
     assert not died and found == sorted(found) and found[0] == 2 and found[-1] == 3 and len(found) > 5
+
+
+class Full:
+    """A file on a disk with room for so many writes."""
+
+    def __init__(self, file, writes: int):
+        self.file, self.writes, self.flush = file, writes, file.flush
+
+    def write(self, data) -> int:
+        self.writes -= 1
+        if self.writes < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.file.write(data)
+
+
+@pytest.mark.parametrize("writes", [0, 1, 20])
+def test_a_disk_that_fills_up_while_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int):
+    """What the disk says is told, not what torch makes of it."""
+    checkpoint.save(tmp_path / "a.pt", state())
+    before = (tmp_path / "a.pt").read_bytes()
+    begin = checkpoint._Sink.__init__
+    monkeypatch.setattr(checkpoint._Sink, "__init__", lambda self, file: begin(self, Full(file, writes)))
+    with pytest.raises(FourdfyError, match="cannot write .*a.pt: No space left") as caught:
+        checkpoint.save(tmp_path / "a.pt", state(4))
+    assert caught.value.code == FAILURE and (tmp_path / "a.pt").read_bytes() == before and os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_a_mistake_of_torch_is_not_the_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def wrong(*_: object) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(torch, "save", wrong)
+    with pytest.raises(RuntimeError, match="something else"):
+        checkpoint.save(tmp_path / "a.pt", state())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("free, enough", [(0, False), (16e6, False), (17e6, True), (1e12, True)])
+def test_room_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, enough: bool):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=free))
+    if enough:
+        checkpoint.save(tmp_path / "a.pt", state())
+    else:
+        with pytest.raises(FourdfyError, match=r"it wants 16 MB, and \d+ are free") as caught:
+            checkpoint.save(tmp_path / "a.pt", state())
+        assert caught.value.code == FAILURE and not list(tmp_path.iterdir())
+
+
+def test_a_newer_version_is_neither_used_nor_moved(tmp_path: Path):
+    checkpoint.save(tmp_path / "stage1.pt", state())
+    torch.save({"format": "fourdfy", "version": 3}, tmp_path / "last.pt")
+    with pytest.raises(checkpoint.NewerFormat) as caught:
+        checkpoint.recover(tmp_path)
+    assert caught.value.code == DAMAGED and sorted(os.listdir(tmp_path)) == ["last.pt", "stage1.pt"]
+
+
+def test_the_furthest_is_recovered(tmp_path: Path):
+    notes: list[str] = []
+    assert checkpoint.recover(tmp_path, notes.append) is None
+    for name, stage, step in (("last.pt", 2, 1), ("last.prev.pt", 1, 9), ("stage1.pt", 2, 5), ("stage2.pt", 1, 20)):
+        checkpoint.save(tmp_path / name, state(step) | {"stage": stage})
+    found = checkpoint.recover(tmp_path, notes.append)
+    assert found and (found["stage"], found["step"], notes) == (2, 5, [])
+    for name in ("stage1.pt", "last.pt"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "last.damaged-1").touch()
+    found = checkpoint.recover(tmp_path, notes.append)
+    assert found and (found["stage"], found["step"]) == (1, 20) and len(notes) == 2
+    assert "set aside as last.damaged-2" in notes[0] and (tmp_path / "last.damaged-2").read_bytes() == b"x"
+
+
+def test_a_pid_file_in_previews_is_swept(tmp_path: Path):
+    (tmp_path / "previews").mkdir()
+    (tmp_path / "previews" / ".tmp-999999999-aa-p.png").touch()
+    checkpoint.recover(tmp_path)
+    assert not list((tmp_path / "previews").iterdir())
+
+
+def test_who_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    checkpoint.save(tmp_path / "a.pt", state())
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(zipfile, "ZipFile", forbidden)
+    assert "cannot be read: Permission denied" in refuse(tmp_path / "a.pt", USAGE).message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stage": 0}, {"stage": 4}, {"stage": True}, {"step": -1}, {"step": 2**40}, {"seed": -1}, {"seed": 2**64}, {"retries": -1},
+        {"retries": True}, {"skipped": 2**40}, {"skipped_in_a_row": 0.5}, {"scene": {"a": 1}}, {"scene": {1: torch.zeros(1)}},
+        {"lora": [1]}, {"lora": {"a": "b"}}, {"prompt": 5}, {"recipe": None}, {"version": True}, {"version": 0}, {"version": "2"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_fields_out_of_bounds(tmp_path: Path, change: dict):
+    values = state() | change
+    values = {key: value for key, value in values.items() if key != "version"}
+    torch.save({"format": "fourdfy", "version": change.get("version", 2), "digest": checkpoint.digest(values), **values}, tmp_path / "a.pt")
+    refuse(tmp_path / "a.pt", DAMAGED)
+
+
+def test_room_for_a_fifth_more_than_the_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    large = state() | {"scene": {"a": torch.zeros(2_500_000)}}  # 10 MB: 12 and the 16 that stay free
+    for free, enough in ((27.9e6, False), (28.1e6, True)):
+        monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: types.SimpleNamespace(free=free))
+        if not enough:
+            with pytest.raises(FourdfyError, match="it wants 28 MB, and 28 are free"):
+                checkpoint.save(tmp_path / "a.pt", large)
+    checkpoint.save(tmp_path / "a.pt", large)
+
+
+def test_the_first_that_is_set_aside(tmp_path: Path):
+    (tmp_path / "last.pt").touch()
+    assert checkpoint.set_aside(tmp_path / "last.pt") == tmp_path / "last.damaged-1" and os.listdir(tmp_path) == ["last.damaged-1"]
+
+
+def test_the_smallest_and_the_largest_that_are_read(tmp_path: Path):
+    checkpoint.save(tmp_path / "a.pt", state() | {"step": 0, "seed": 0, "stage": 1, "retries": 0})
+    assert checkpoint.load(tmp_path / "a.pt")["step"] == 0
+    edge = {"step": 2**40 - 1, "seed": 2**64 - 1, "retries": 2**40 - 1, "stage": 3}
+    checkpoint.save(tmp_path / "a.pt", state() | edge)
+    assert checkpoint.load(tmp_path / "a.pt")["step"] == 2**40 - 1
+
+
+TENSORS = [
+    torch.zeros(2, 3).t(), torch.zeros(9)[:4], torch.zeros(1).expand(5), torch.zeros(2, dtype=torch.complex64),
+    torch.nn.Parameter(torch.zeros(2)), torch.empty(3, device="meta"), torch.zeros(3).to_sparse(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("tensor", TENSORS)
+def test_tensors_that_save_would_not_write(tmp_path: Path, tensor: torch.Tensor):
+    assert not checkpoint._own(tensor) and checkpoint._own(torch.zeros(2, 3)) and checkpoint._own(torch.zeros(0))
+    torch.save(state() | {"scene": {"a": tensor}}, tmp_path / "a.pt")
+    refuse(tmp_path / "a.pt", DAMAGED)
+
+
+def test_more_than_it_has_bytes(tmp_path: Path):
+    shared = torch.zeros(1000)
+    torch.save(state() | {"lora": dict.fromkeys(map(str, range(100)), shared)}, tmp_path / "a.pt")
+    assert "more than it has bytes" in refuse(tmp_path / "a.pt", DAMAGED).message
+    inner: list = [0] * 8
+    for _ in range(9):
+        inner = [inner] * 8
+    torch.save(state() | {"more": inner}, tmp_path / "b.pt")
+    assert "more than it has bytes" in refuse(tmp_path / "b.pt", DAMAGED).message
+
+
+def test_what_fits_a_recipe(tmp_path: Path):
+    expected = {"a": torch.empty(2, 3, device="meta"), "b": torch.empty((), device="meta")}
+    good = {"a": torch.zeros(2, 3), "b": torch.tensor(0.5)}
+    checkpoint.check_tensors(tmp_path, "scene", good, expected)
+    for found, words in (
+        ([1], "something else than tensors"), (good | {"a": 5}, "something else than tensors"), ({"a": good["a"]}, "scene.b is missing"),
+        (good | {"c": good["b"]}, "scene.c is unknown"), (good | {"a": torch.zeros(3, 2)}, r"scene.a is torch.float32 \[3, 2\], not"),
+        (good | {"a": good["a"].double()}, "scene.a is torch.float64"),
+    ):  # fmt: skip
+        with pytest.raises(FourdfyError, match=words) as caught:
+            checkpoint.check_tensors(tmp_path, "scene", found, expected)
+        assert caught.value.code == DAMAGED
+
+
+def test_hints_name_the_spare(tmp_path: Path):
+    (tmp_path / "last.pt").write_bytes(b"x")
+    assert "ls" in refuse(tmp_path / "last.pt", DAMAGED).hint
+    checkpoint.save(tmp_path / "last.prev.pt", state())
+    assert "last.prev.pt" in refuse(tmp_path / "last.pt", DAMAGED).hint
+
+
+def test_what_is_plain(tmp_path: Path):
+    values = state() | {"models": ("a", [1, 2.5, None, True], {"b": torch.zeros(1)}), "text": str.__new__(type("S", (str,), {}), "x")}
+    plain = checkpoint._complete(values)
+    assert type(plain["text"]) is str and type(plain["models"]) is tuple and set(checkpoint.HEADER) < set(plain)
+    with pytest.raises(FourdfyError, match="state.x is not finite") as caught:
+        checkpoint._complete(state() | {"x": float("inf")})
+    assert caught.value.code == DIVERGED
+    tensor = plain["scene"]["table"]
+    assert tensor.data_ptr() != state()["scene"]["table"].data_ptr() and tensor.is_contiguous()

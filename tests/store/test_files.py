@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fourdfy_cli.errors import FAILURE, FourdfyError
-from fourdfy_cli.store.files import replacing, sweep
+from fourdfy_cli.store.files import alive, replacing, sweep, sync
 from fourdfy_cli.store.folder import Metrics, read_json, write_json
 
 
@@ -82,3 +82,65 @@ def test_numbers_that_json_lacks_become_null(tmp_path: Path):
 def test_what_is_no_object_is_none(tmp_path: Path, content: bytes):
     (tmp_path / "a.json").write_bytes(content)
     assert read_json(tmp_path / "a.json") is None
+
+
+def test_previous_is_kept_and_order_is_sync_rename_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    said, path = [], tmp_path / "a" / "deeper" / "b.txt"
+    files, before = Path("/proc/self/fd"), os.umask(0o027)
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (said.append(name), real(*args))[1])
+    for text in ("one", "two"):
+        with replacing(path, path.with_name("old.txt")) as temporary:
+            assert temporary.parent == path.parent and temporary.suffix == ".txt" and temporary.stat().st_size == 0
+            temporary.write_text(text)
+    assert (path.read_text(), path.with_name("old.txt").read_text()) == ("two", "one")
+    os.umask(before)
+    assert said == ["fsync", "replace", "fsync", "fsync", "replace", "replace", "fsync"] and path.stat().st_mode & 0o777 == 0o640
+    if files.exists():
+        opened = len(list(files.iterdir()))
+        write_json(path, {})
+        assert len(list(files.iterdir())) == opened
+
+
+@pytest.mark.parametrize("number, told", [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_file_systems_that_know_no_sync(monkeypatch: pytest.MonkeyPatch, number: int, told: bool):
+    def refuse(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    if told:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            sync(0)
+    else:
+        sync(0)
+
+
+@pytest.mark.parametrize("error, there", [(ProcessLookupError, False), (PermissionError, True), (OverflowError, True), (None, True)])
+def test_who_is_alive(monkeypatch: pytest.MonkeyPatch, error: type[BaseException] | None, there: bool):
+    def kill(pid: int, number: int) -> None:
+        assert (pid, number) == (5, 0)
+        if error:
+            raise error
+
+    monkeypatch.setattr(os, "kill", kill)
+    assert alive(5) is there
+
+
+def test_sweep_takes_nothing_else(tmp_path: Path):
+    for name in (".tmp-999999999-aa-a.pt", ".tmp-x-aa-a.pt", "tmp-999999999-aa-a.pt", ".tmp-999999999"):
+        (tmp_path / name).touch()
+    (tmp_path / ".tmp-999999999-folder-x").mkdir()
+    sweep(tmp_path)
+    sweep(tmp_path / "none")
+    assert sorted(os.listdir(tmp_path)) == sorted([".tmp-999999999-folder-x", ".tmp-x-aa-a.pt", "tmp-999999999-aa-a.pt", ".tmp-999999999"])
+
+
+def test_a_name_that_cannot_be(tmp_path: Path):
+    with pytest.raises(FourdfyError, match="File name too long") as caught:
+        write_json(tmp_path / ("x" * 300), {})
+    assert caught.value.code == FAILURE and not list(tmp_path.iterdir())
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(FourdfyError, match="cannot write"):
+        write_json(tmp_path / "a.json", {})
+    assert os.listdir(tmp_path) == ["a.json"]

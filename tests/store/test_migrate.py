@@ -14,7 +14,9 @@ from fourdfy_cli import config, presets
 from fourdfy_cli.config import Field, Grid, Recipe
 from fourdfy_cli.errors import DAMAGED, FourdfyError
 from fourdfy_cli.memory import Machine
+from fourdfy_cli.output import render
 from fourdfy_cli.run import train
+from fourdfy_cli.run.verify import examine
 from fourdfy_cli.store import checkpoint, migrate
 from fourdfy_cli.store.folder import read_json
 
@@ -45,6 +47,35 @@ def test_a_run_of_0_1_0_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert checkpoint.load(result.checkpoint)["stage"] == 3
     about = read_json(result.run_dir / "run.json")
     assert about and about["format"] == migrate.FORMAT and config.from_dict(about["recipe"]) == recipe()
+
+
+NOW = Path(__file__).parents[1] / "data" / "v2" / "a-red-dog-jumping-s0"
+
+
+def recipe_now() -> Recipe:
+    """What the run in tests/data/v2 was made with: no image branch, whose LoRA would be most of it. It stands inside stage 3."""
+    made = recipe()
+    without = {f"stage{k}": dataclasses.replace(made.stage(k), p_3d=1.0 if k < 3 else 0.5, p_image=0.0) for k in (1, 2, 3)}
+    return dataclasses.replace(made, **without)
+
+
+@pytest.mark.parametrize("name, stage, step", [("last.pt", 3, 3), ("last.prev.pt", 2, 4), ("stage2.pt", 2, 4), ("stage1.pt", 1, 2)])
+def test_a_checkpoint_of_this_format_is_read(name: str, stage: int, step: int):
+    """Every later version must read it so."""
+    state = checkpoint.load(NOW / name)
+    assert (state["version"], state["prompt"], state["seed"], state["stage"], state["step"]) == (2, "a red dog jumping", 0, stage, step)
+    assert config.from_dict(state["recipe"]) == recipe_now() and (state["optimizer"] is None) == (name != "last.pt")
+
+
+def test_a_run_of_this_format_goes_on_and_can_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shutil.copytree(NOW, tmp_path / NOW.name)
+    monkeypatch.setattr(train.render, "orbit", lambda scene, recipe, path: path)
+    watch = Watch()
+    result = train.run("a red dog jumping", recipe_now(), tmp_path, 0, (1, 2, 3), None, Machine(), watch)
+    assert watch.seen == [(3, 3)] and watch.steps == 2 and lines(result.run_dir)[:9] == lines(NOW)
+    scene, _, about = render.load_scene(NOW / "last.pt")
+    assert about["step"] == 3 and next(render.views(scene, recipe_now(), render.orbit_of(recipe_now(), 16).shot()))[0].shape == (16, 16, 3)
+    assert not any(examine(NOW).values())
 
 
 def test_nothing_is_migrated_that_is_new():
