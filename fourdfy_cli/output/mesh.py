@@ -1,0 +1,163 @@
+"""Surfaces of a scene: marching cubes over its density at a moment, coloured by what one sees from right in front of them.
+
+Notation: density per world unit on a grid of R^3 points, the middles of R^3 equal cells of the box [-1,1]^3; `threshold` is the density
+on the surface; vertices in world units, z up. Marching cubes: scikit-image (Lewiner's); decimation by quadrics: fast-simplification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fourdfy_cli.errors import FAILURE, USAGE, FourdfyError
+from fourdfy_cli.output.extras import require
+from fourdfy_cli.scene.occupancy import lookup
+from fourdfy_cli.scene.scene import CHUNK, Scene
+
+RESOLUTION = 128
+SMALL = 0.05  # a component with less than this share of the largest one's area goes
+LAYERS = 8  # steps into the matter that a vertex's colour is gathered from
+LEVELS = np.geomspace(0.1, 1000, 200)  # thresholds to choose from
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """vertices [N 3] float32, faces [M 3] int64 (counter-clockwise from outside), unit normals [N 3], colors [N 3] in [0,1] as pictures
+    have them, and the threshold it was cut at."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    normals: np.ndarray
+    colors: np.ndarray
+    threshold: float
+
+    @property
+    def watertight(self) -> bool:
+        """Whether every edge belongs to exactly two faces, which pass it in opposite directions."""
+        edges = self.faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2)
+        forth, back = (np.sort(e[:, 0] * (len(self.vertices) + 1) + e[:, 1]) for e in (edges, edges[:, ::-1]))
+        return len(forth) > 0 and np.array_equal(forth, back) and bool((np.diff(forth) > 0).all())
+
+
+def mesh(scene: Scene, time: float, threshold: float | None = None, faces: int | None = None, resolution: int = RESOLUTION) -> Mesh:
+    """The surface of a scene at a time in [0,1], of at most about `faces` triangles; the threshold is `automatic` unless given.
+
+    Raises FourdfyError: exit 1 if there is nothing at that time, exit 3 without scikit-image.
+    """
+    require("export", "skimage", "fast_simplification")
+    volume = densities(scene, time, resolution)
+    level = automatic([volume]) if threshold is None else threshold
+    vertices, triangles = surface(volume, level, time)
+    vertices, triangles = decimated(*largest(vertices, triangles), faces)
+    bare = Mesh(vertices, triangles, normals_of(vertices, triangles), np.empty((0, 3), np.float32), level)
+    return replace(bare, colors=colours(scene, time, bare))
+
+
+@torch.no_grad()
+def densities(scene: Scene, time: float, resolution: int = RESOLUTION) -> np.ndarray:
+    """Density [R R R] float32 at a time in [0,1], 0 where the occupancy grid says that nothing is."""
+    axis = ((torch.arange(resolution) + 0.5) * (2 / resolution) - 1).to(scene.blob_std)
+    volume = torch.zeros(resolution, resolution, resolution)
+    for plane, x in zip(volume, axis, strict=True):
+        points = torch.cartesian_prod(x[None], axis, axis)
+        inside = lookup(scene.occupancy.binary, points)
+        plane.view(-1)[inside.cpu()] = field(scene, points[inside], time)[0].cpu()
+    return volume.numpy()
+
+
+def field(scene: Scene, x: Tensor, time: float) -> tuple[Tensor, Tensor]:
+    """Density [N] and colour [N 3] at points [N 3] of the world and a time."""
+    parts = [scene.field(part, torch.full_like(part[:, 0], time), float(scene.blob_std)) for part in x.split(CHUNK)]
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))  # pyright: ignore[reportReturnType]
+
+
+def automatic(volumes: Iterable[np.ndarray]) -> float:
+    """The threshold at which the solid's silhouettes along the three axes fit best those of the fog itself: where a ray loses more than
+    half of its light. Measured by IoU over all volumes; 0.1 where there is nothing."""
+    both, union = np.zeros(len(LEVELS)), np.zeros(len(LEVELS))
+    for volume in volumes:
+        for axis in range(3):
+            dark = volume.sum(axis) * (2 / len(volume)) > np.log(2)
+            peak = np.digitize(volume.max(axis), LEVELS)  # how many of the thresholds the densest point of a ray exceeds
+            counts = (np.bincount(which, minlength=len(LEVELS) + 1) for which in (peak[dark], peak.ravel()))
+            hit, drawn = (count[::-1].cumsum()[::-1][1:] for count in counts)  # rays at or beyond each threshold
+            both, union = both + hit, union + drawn + dark.sum() - hit
+    return float(LEVELS[np.argmax(both / np.maximum(union, 1))])
+
+
+def surface(volume: np.ndarray, threshold: float, time: float) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices [N 3] and faces [M 3] of the surface at a threshold, closed at the sides of the box. Raises FourdfyError: exit 1 if nothing
+    is denser, exit 2 for a threshold that is none."""
+    if not 0 < threshold < np.inf:
+        raise FourdfyError(f"a threshold must be a positive density, not {threshold:g}", "--threshold 10", USAGE)
+    peak = float(volume.max())
+    if peak <= threshold:
+        what = f"nothing to cut at time {time:g}: the scene is nowhere denser than {peak:.3g} and the threshold is {threshold:.3g}"
+        raise FourdfyError(what, f"--threshold {peak / 2:.2g}" if peak > 0.01 else "fourdfy render RUN --grid", FAILURE)
+    from skimage.measure import marching_cubes
+
+    cell = 2 / len(volume)
+    opacity, level = (-np.expm1(-cell * np.pad(volume, 1))), -np.expm1(-cell * threshold)  # a density may leap; this is in [0,1]
+    vertices, faces, _, _ = marching_cubes(opacity, level, allow_degenerate=False)
+    return ((vertices - 0.5) * cell - 1).astype(np.float32), faces[:, ::-1].astype(np.int64)
+
+
+def largest(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The components whose area is at least SMALL of the largest one's."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    ends = np.concatenate([faces[:, :2], faces[:, 1:]])
+    links = coo_matrix((np.ones(len(ends)), ends.T), (len(vertices), len(vertices)))
+    owner = connected_components(links, directed=False)[1][faces[:, 0]]
+    area = np.bincount(owner, np.linalg.norm(crosses(vertices, faces), axis=1))
+    return used(vertices, faces[area[owner] >= SMALL * area.max()])
+
+
+def used(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same without the vertices that no face has."""
+    kept, index = np.unique(faces, return_inverse=True)
+    return vertices[kept], index.reshape(faces.shape)
+
+
+def decimated(vertices: np.ndarray, faces: np.ndarray, most: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """About `most` faces, if there are more."""
+    if most is None or len(faces) <= most:
+        return vertices, faces
+    import fast_simplification
+
+    fewer = fast_simplification.simplify(vertices, faces.astype(np.int32), target_count=most)
+    return used(np.asarray(fewer[0], np.float32), np.asarray(fewer[1], np.int64))
+
+
+def crosses(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Normals [M 3] of faces, twice their areas long."""
+    a, b, c = (vertices[faces[:, k]] for k in range(3))
+    return np.cross(b - a, c - a)
+
+
+def normals_of(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Unit normals [N 3]: the mean of a vertex's faces, weighted by area."""
+    flat = np.repeat(crosses(vertices, faces).astype(np.float64), 3, 0)
+    total = np.stack([np.bincount(faces.ravel(), flat[:, k], len(vertices)) for k in range(3)], 1)
+    length = np.linalg.norm(total, axis=1, keepdims=True)
+    return np.where(length > 0, total / np.maximum(length, 1e-30), [0.0, 0.0, 1.0]).astype(np.float32)
+
+
+@torch.no_grad()
+def colours(scene: Scene, time: float, bare: Mesh) -> np.ndarray:
+    """What one sees of each vertex from right in front of it, rgb [N 3]: the field composited over LAYERS steps along the inward
+    normal, over the colour at the vertex."""
+    step = scene.step_length
+    start, inward = (torch.from_numpy(part).to(scene.blob_std) for part in (bare.vertices, -bare.normals))
+    total, left = torch.zeros_like(start), torch.ones_like(start[:, :1])
+    at_vertex = field(scene, start, time)[1]
+    for k in range(LAYERS):
+        density, rgb = field(scene, (start + (k + 0.5) * step * inward).clamp(-1, 1), time)
+        alpha = -torch.expm1(-density * step)[:, None]
+        total, left = total + left * alpha * rgb, left * (1 - alpha)
+    return (total + left * at_vertex).clamp(0, 1).cpu().numpy()
