@@ -119,10 +119,13 @@ def _run(prompt: str, recipe: Recipe, run: options.Run, stages: tuple[int, ...],
     if run.models in (None, "auto"):
         why = "a GPU is here" if recipe.models.set == "paper" else "small ones that come with this package, for CPUs"
         output.note(f"models: {recipe.models.set} ({why})")
-    from fourdfy_cli.run.train import run as train
+    from fourdfy_cli.run import api, train
 
     with output.events() as events:
-        result = train(prompt, recipe, run.out, seed, stages, resume, run.machine(device), events)
+        if stages == api.STAGES:
+            result = api.generate(prompt, recipe, None, run.out, seed, run.machine(device), events)
+        else:
+            result = train.run(prompt, recipe, run.out, seed, stages, resume, run.machine(device), events)
     if not run.json:
         output.note("wrote " + " ".join(str(path) for path in result.files))
     output.finish({"run_dir": result.run_dir, "checkpoint": result.checkpoint, "video": result.video, "seconds": result.seconds})
