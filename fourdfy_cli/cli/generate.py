@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fourdfy_cli.cli import options
+from fourdfy_cli.cli import complete, options
 from fourdfy_cli.errors import USAGE, FourdfyError
 
 if TYPE_CHECKING:
@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 
 Words = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to make, in words.", show_default=False)]
 Resume = Annotated[
-    Path | None, typer.Option("--resume", metavar="CHECKPOINT", help="Go on from this checkpoint or run folder.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--resume",
+        metavar="CHECKPOINT",
+        help="Go on from this checkpoint or run folder.",
+        show_default=False,
+        autocompletion=complete.sources,
+    ),
 ]
 
 

@@ -10,14 +10,19 @@ from typing import Annotated, Any
 
 import typer
 
-from fourdfy_cli.cli import options
+from fourdfy_cli.cli import complete, options
 from fourdfy_cli.console import emit
 from fourdfy_cli.errors import USAGE, FourdfyError
 from fourdfy_cli.output.textfile import typed
 
-Source = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint or a run folder.", show_default=False)]
+Source = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint or a run folder.", show_default=False, autocompletion=complete.sources)
+]
 Sources = Annotated[
-    list[Path], typer.Argument(metavar="PATH...", help="Run folders, checkpoints, videos, folders of these.", show_default=False)
+    list[Path],
+    typer.Argument(
+        metavar="PATH...", help="Run folders, checkpoints, videos, folders of these.", show_default=False, autocompletion=complete.sources
+    ),
 ]
 ROW = ("prompt", "score", "clip_f", "r_precision", "motion", "flicker")
 
