@@ -12,7 +12,7 @@ from typing import Annotated, cast
 import typer
 
 from fourdfy_cli import __version__
-from fourdfy_cli.cli import ablate, bench, doctor, generate, inspect, models, nano, options, report, runs, study
+from fourdfy_cli.cli import ablate, bench, doctor, generate, inspect, models, nano, options, report, runs, study, view
 from fourdfy_cli.console import Output
 from fourdfy_cli.errors import FAILURE, INTERRUPTED, MEMORY, OK, FourdfyError
 from fourdfy_cli.store.stream import Willing
@@ -31,6 +31,7 @@ app.command()(generate.stage2)
 app.command()(generate.stage3)
 app.command()(inspect.render)
 app.command("clip-score")(inspect.clip_score)
+app.command()(view.view)
 app.command()(report.report)
 app.command()(runs.runs)
 app.command()(inspect.info)
