@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import statistics
 import time
 from dataclasses import dataclass
@@ -58,7 +57,7 @@ def view(source: Source, look: Look) -> None:
             time.sleep(0.1)
         viewer.stop()
     if signals.raised != INTERRUPTED:
-        raise FourdfyError(f"stopped by {signal.Signals(signals.raised - 128).name}", typed("fourdfy", "view", source), signals.raised)
+        raise FourdfyError("stopped by a signal", typed("fourdfy", "view", source), signals.raised)
     look.output.finish({"url": viewer.url, **measured(list(viewer.times))})
 
 

@@ -4,6 +4,7 @@ told, and opens no tunnel, whoever asks for one."""
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import socket
 import threading
@@ -58,7 +59,8 @@ class Viewer:
         self.source, self.largest = source, largest
         self.times: deque[float] = deque(maxlen=KEPT)
         self.visitors: dict[int, Visitor] = {}
-        self.server: Any = Private(host=host, port=port, label="fourdfy", verbose=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # its banner, which --json has no place for
+            self.server: Any = Private(host=host, port=port, label="fourdfy", verbose=False)
         self.url = f"http://{host if host not in ('0.0.0.0', '::') else socket.gethostname()}:{self.server.get_port()}"
         self.server.gui.configure_theme(show_logo=False, show_share_button=False, control_layout="collapsible")
         self.server.scene.set_up_direction("+z")

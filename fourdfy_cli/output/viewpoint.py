@@ -62,15 +62,14 @@ def place(name: str, distance: float) -> tuple[float, float, float]:
 
 @dataclass
 class Fluid:
-    """Heights of pictures such that one takes about `budget` seconds, learnt from how long the last ones took."""
+    """Heights of pictures, multiples of STEP, such that one takes about so many seconds; learnt from how long the last ones took."""
 
-    budget: float = 0.1
     largest: int = 512
     seconds_a_pixel: float = 1.5e-5
 
-    def height(self, aspect: float) -> int:
-        """Pixels high, a multiple of STEP."""
-        side = math.sqrt(self.budget / self.seconds_a_pixel / max(aspect, 1e-3))
+    def height(self, aspect: float, seconds: float) -> int:
+        """Pixels high, of a picture that takes that long."""
+        side = math.sqrt(seconds / self.seconds_a_pixel / max(aspect, 1e-3))
         return self.bounded(int(side) // STEP * STEP)
 
     def bounded(self, height: int) -> int:

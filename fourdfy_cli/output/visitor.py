@@ -1,7 +1,7 @@
 """One browser that looks at a scene: its camera, its panel, and the thread that draws for it.
 
-While something moves, pictures are as large as fits a tenth of a second; once all is still they become sharper, step by step. Nothing is
-written on this machine: screenshots and paths are downloads of the browser.
+While something moves, pictures are as large as fits a tenth of a second; once all is still they become sharper, step by step, up to what a
+second allows. Nothing is written on this machine: screenshots and paths are downloads of the browser.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from fourdfy_cli.output.viewpoint import PRESETS, Fluid, View, c2w_of, path_file
 MODES = ("colour", "depth", "opacity")
 OVERLAYS = ("off", "wireframe", "surface")
 MESH = 64  # grid points a side of the mesh that is laid over: it is to come at once, not to be exported
+MOVING, STILL = 0.1, 1.0  # seconds that a picture may take while something moves, and the sharpest one once nothing does
 IDLE = 0.25  # seconds after which a thread looks again whether anything has changed
 PATH_SIZE = 512  # pixels high, of a recorded path
 MOST = 20_000  # views of a recorded path
@@ -106,9 +107,10 @@ class Visitor:
         """Draw what is due, or wait; the height of what is seen then."""
         if self.changed.is_set() or self.version != self.source.version:
             self.changed.clear()
-            return self._draw(self.fluid.height(self.client.camera.aspect))
-        if height < self.fluid.largest and not self.play.value:
-            return self._draw(self.fluid.bounded(2 * height))
+            return self._draw(self.fluid.height(self.client.camera.aspect, MOVING))
+        best = self.fluid.height(self.client.camera.aspect, STILL)
+        if 1.25 * height < best and not self.play.value:
+            return self._draw(min(2 * height, best))
         self._lay_over()
         self.changed.wait(IDLE)
         return height

@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -39,6 +40,13 @@ class Events(Protocol):
     def preview(self, path: Path) -> None: ...
     def saved(self, path: Path) -> None: ...
     def note(self, text: str) -> None: ...
+
+
+@runtime_checkable
+class Onlooker(Protocol):
+    """Events that may look at the scene between two steps, and keep the run waiting as long as `waiting()` says that it may."""
+
+    def between(self, current: Run, waiting: Callable[[], bool]) -> None: ...
 
 
 class Told:

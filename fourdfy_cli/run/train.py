@@ -26,7 +26,7 @@ from fourdfy_cli.guidance.build import build, cut_texts
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import ffmpeg, render
 from fourdfy_cli.run.keeper import Keeper, load_optimizer, lora_network
-from fourdfy_cli.run.progress import Events, Pace
+from fourdfy_cli.run.progress import Events, Onlooker, Pace
 from fourdfy_cli.run.result import RunResult
 from fourdfy_cli.run.signals import StopSignals
 from fourdfy_cli.run.state import Run, continued, from_checkpoint, new_scene, opened, write_about
@@ -159,6 +159,8 @@ def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: St
             events.step(info)
             if current.step % current.recipe.preview_every == 0 or current.step == stage.steps or current.step == 10:
                 events.preview(preview(current))
+            if isinstance(events, Onlooker):
+                events.between(current, lambda: keeper.patient(signals))
             keeper.maybe(stop=signals.raised is not None)
             if signals.raised is not None:
                 raise signals.stop("type the same command again to go on")
