@@ -59,7 +59,7 @@ class Viewer:
         self.source, self.largest = source, largest
         self.times: deque[float] = deque(maxlen=KEPT)
         self.visitors: dict[int, Visitor] = {}
-        with contextlib.redirect_stdout(io.StringIO()):  # its banner, which --json has no place for
+        with contextlib.redirect_stdout(io.StringIO()):  # its banner: stdout is for results
             self.server: Any = Private(host=host, port=port, label="fourdfy", verbose=False)
         self.url = f"http://{host if host not in ('0.0.0.0', '::') else socket.gethostname()}:{self.server.get_port()}"
         self.server.gui.configure_theme(show_logo=False, show_share_button=False, control_layout="collapsible")
@@ -80,7 +80,8 @@ class Viewer:
     def stop(self) -> None:
         for visitor in self.visitors.values():
             visitor.gone.set()
-        self.server.stop()
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.server.stop()
 
 
 def serve(source: Source, recipe: Recipe, host: str = HOST, port: int | None = None, largest: int = 512) -> Viewer:

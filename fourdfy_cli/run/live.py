@@ -136,14 +136,16 @@ class Panel:
 
 
 def curves(losses: Sequence[tuple[int, str, float]], names: Sequence[str]) -> tuple[np.ndarray, ...]:
-    """Steps [N] and one line [N] for each branch, which keeps its last value over the steps of other branches, at most POINTS points;
-    what is not positive has no place on a logarithmic axis and becomes nan."""
-    kept = losses[:: max(1, -(-len(losses) // POINTS))] if losses else [(0, "", np.nan)]
-    lines: dict[str, list[float]] = {name: [] for name in names}
-    now = dict.fromkeys(names, np.nan)
-    for _, branch, value in kept:
-        if branch in now:
-            now[branch] = value if value > 0 else np.nan
-        for name in names:
-            lines[name].append(now[name])
-    return (np.array([step for step, _, _ in kept], np.float64), *(np.array(line, np.float64) for line in lines.values()))
+    """Steps [N] and one line [N] for each branch, for a logarithmic axis, at most about POINTS points. A line keeps its value over the
+    steps of other branches; before the first of its own it has that one's, and a branch that was never drawn is all nan."""
+    kept = losses[:: max(1, -(-len(losses) // POINTS))] or [(0, "", np.nan)]
+    lines = [np.array([value if branch == name and value > 0 else np.nan for _, branch, value in kept]) for name in names]
+    return (np.array([step for step, _, _ in kept], np.float64), *(held(line) for line in lines))
+
+
+def held(line: np.ndarray) -> np.ndarray:
+    """A line with the value before in the place of each nan, or the first one after where there is none before."""
+    known = np.flatnonzero(~np.isnan(line))
+    if not len(known):
+        return line
+    return line[known[np.maximum(np.searchsorted(known, np.arange(len(line)), side="right") - 1, 0)]]
