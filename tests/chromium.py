@@ -37,7 +37,7 @@ def browser(place: Path, size: tuple[int, int] = (1000, 700)) -> Iterator[Any]:
         started.quit()
 
 
-def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
     """What the condition gives once that is something."""
     from selenium.webdriver.support.ui import WebDriverWait
 
