@@ -34,7 +34,7 @@ class TensorBoard:
     def _open(self) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(self.folder), purge_step=self.at, flush_secs=10)
+        self.writer = SummaryWriter(str(self.folder), purge_step=self.at + 1, flush_secs=10)
         self.writer.add_text("prompt", _plain(self.prompt), self.at)
         self.writer.add_text("recipe", _plain(json.dumps(to_dict(self.recipe), indent=2)), self.at)
 
