@@ -72,6 +72,12 @@ class Live:
         self.back.wait(PATIENCE)
         self.turn.acquire()
 
+    def over(self) -> None:
+        """The run needs its scene no more: whoever still waits for it may have it."""
+        self.paused.clear()
+        if self.turn.locked():
+            self.turn.release()
+
     def start(self, stage: int, stages: tuple[int, ...], steps: int, done: int) -> None:
         """Told by its steps."""
 
@@ -131,7 +137,7 @@ class Panel:
 
     def close(self) -> None:
         self.closed.set()
-        self.live.paused.clear()
+        self.live.over()
         self.viewer.stop()
 
 

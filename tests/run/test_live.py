@@ -96,6 +96,16 @@ def test_a_paused_run_can_be_stopped(tmp_path: Path):
     assert caught.value.code == 143 and checkpoint.load(tmp_path / "a-red-dog-s3" / "last.pt")["step"] == 1
 
 
+def test_whoever_waits_when_the_run_ends_gets_the_last_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    onlooker = live.Live("a red dog", tiny_recipe())
+    onlooker.asked.set()  # by somebody who never comes: the run goes on after a while
+    monkeypatch.setattr(live, "PATIENCE", 0.01)
+    run(tmp_path, Watch(), onlooker)
+    onlooker.over()
+    with onlooker.borrowed() as scene:
+        assert (scene.stage, scene.prompt) == (1, "a red dog")
+
+
 def test_only_onlookers_are_asked_between_steps():
     assert isinstance(live.Live("x", tiny_recipe()), Onlooker) and not isinstance(Watch(), Onlooker)
 
