@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fourdfy_cli.cli import options
+from fourdfy_cli.cli import complete, options
 from fourdfy_cli.errors import USAGE, FourdfyError, typed
 
 if TYPE_CHECKING:
@@ -18,12 +18,27 @@ if TYPE_CHECKING:
 
 Words = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to make, in words.", show_default=False)]
 Resume = Annotated[
-    Path | None, typer.Option("--resume", metavar="CHECKPOINT", help="Go on from this checkpoint or run folder.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--resume",
+        metavar="CHECKPOINT",
+        help="Go on from this checkpoint or run folder.",
+        show_default=False,
+        autocompletion=complete.sources,
+    ),
 ]
 
 
+@dataclass(frozen=True)
+class Made(options.Run):
+    """Options of the commands that make a scene for somebody who may watch."""
+
+    view: Annotated[bool, typer.Option("--view", help="Watch the run in a browser, on this machine, as it goes.")] = False
+    log: Annotated[str | None, typer.Option("--log", metavar="WHERE", help="Also log to: tensorboard (files in the run folder).")] = None
+
+
 @options.grouped
-def generate(prompt: options.Prompt, run: options.Run) -> None:
+def generate(prompt: options.Prompt, run: Made) -> None:
     """Turn a sentence into a moving 3D scene: all three stages, then a video of it.
 
     The same command again goes on where an earlier one stopped."""
@@ -33,13 +48,13 @@ def generate(prompt: options.Prompt, run: options.Run) -> None:
 
 
 @options.grouped
-def stage1(run: options.Run, prompt: Words = None, resume: Resume = None) -> None:
+def stage1(run: Made, prompt: Words = None, resume: Resume = None) -> None:
     """Stage 1 alone: a static scene, from the multi-view model. Writes stage1.pt."""
     _stage(1, prompt, resume, run)
 
 
 @options.grouped
-def stage2(run: options.Run, prompt: Words = None, resume: Resume = None) -> None:
+def stage2(run: Made, prompt: Words = None, resume: Resume = None) -> None:
     """Stage 2 alone: better appearance, from the image model. Writes stage2.pt.
 
     Starts from the end of stage 1."""
@@ -47,14 +62,14 @@ def stage2(run: options.Run, prompt: Words = None, resume: Resume = None) -> Non
 
 
 @options.grouped
-def stage3(run: options.Run, prompt: Words = None, resume: Resume = None) -> None:
+def stage3(run: Made, prompt: Words = None, resume: Resume = None) -> None:
     """Stage 3 alone: motion, from the video model. Writes stage3.pt and the video.
 
     Starts from the end of stage 2."""
     _stage(3, prompt, resume, run)
 
 
-def _stage(number: int, prompt: str | None, resume: Path | None, run: options.Run) -> None:
+def _stage(number: int, prompt: str | None, resume: Path | None, run: Made) -> None:
     """One stage; prompt, seed and recipe come from the checkpoint if there is one, and may not contradict it."""
     if resume is None:
         if prompt is None:
@@ -96,7 +111,7 @@ def _agree(what: str, given: Any, stored: Any, number: int, resume: Path) -> Non
         )
 
 
-def _out(run: options.Run, prompt: str, seed: int, resume: Path) -> Path:
+def _out(run: Made, prompt: str, seed: int, resume: Path) -> Path:
     """Where the run's folder goes: the checkpoint's own run folder goes on, unless --out names another place."""
     from fourdfy_cli.store.folder import run_folder
 
@@ -104,8 +119,10 @@ def _out(run: options.Run, prompt: str, seed: int, resume: Path) -> Path:
     return folder.parent if not run.given("out") and run_folder(folder.parent, prompt, seed) == folder else run.out
 
 
-def _run(prompt: str, recipe: Recipe, run: options.Run, stages: tuple[int, ...], resume: Path | None) -> None:
+def _run(prompt: str, recipe: Recipe, run: Made, stages: tuple[int, ...], resume: Path | None) -> None:
     """Show the recipe (--dry-run), or check what can be checked beforehand, then train and list what was written."""
+    if run.log not in (None, "tensorboard"):
+        raise FourdfyError(f"there is no log {run.log!r}", "--log tensorboard", USAGE)
     output, run = run.output, replace(run, out=run.out.expanduser())  # a shell leaves the ~ of FOURDFY_OUT as it is
     seed = run.seed or 0
     if run.dry_run:
@@ -113,6 +130,8 @@ def _run(prompt: str, recipe: Recipe, run: options.Run, stages: tuple[int, ...],
         return output.finish(about | (_plan if run.json else _readable_plan)(recipe, run, stages))
     device = options.device(run, recipe)
     options.check_writable(run.out)
+    from fourdfy_cli.store.folder import run_folder
+
     if run.commercial:
         from fourdfy_cli.diffusion import hub, sets
 
@@ -121,10 +140,14 @@ def _run(prompt: str, recipe: Recipe, run: options.Run, stages: tuple[int, ...],
     if run.models in (None, "auto"):
         why = "a GPU is here" if recipe.models.set == "paper" else "small ones that come with this package, for CPUs"
         output.note(f"models: {recipe.models.set} ({why})")
-    from fourdfy_cli.run.train import run as train
+    from fourdfy_cli.run import api, train
+    from fourdfy_cli.run.watchers import watched
 
-    with output.events() as events:
-        result = train(prompt, recipe, run.out, seed, stages, resume, run.machine(device), events)
+    with output.events() as told, watched(told, run_folder(run.out, prompt, seed), prompt, recipe, run.view, run.log) as events:
+        if stages == api.STAGES:
+            result = api.generate(prompt, recipe, None, run.out, seed, run.machine(device), events)
+        else:
+            result = train.run(prompt, recipe, run.out, seed, stages, resume, run.machine(device), events)
     if not run.json:
         output.note("wrote " + " ".join(str(path) for path in result.files))
     output.finish({"run_dir": result.run_dir, "checkpoint": result.checkpoint, "video": result.video, "seconds": result.seconds})

@@ -8,14 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from fourdfy_cli.cli import options
+from fourdfy_cli.cli import complete, options
 from fourdfy_cli.cli.options import Source
 from fourdfy_cli.console import emit
 from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.output.textfile import typed
 
 Sources = Annotated[
-    list[Path], typer.Argument(metavar="PATH...", help="Run folders, checkpoints, videos, folders of these.", show_default=False)
+    list[Path],
+    typer.Argument(
+        metavar="PATH...", help="Run folders, checkpoints, videos, folders of these.", show_default=False, autocompletion=complete.sources
+    ),
 ]
 ROW = ("prompt", "score", "clip_f", "r_precision", "motion", "flicker")
 

@@ -13,7 +13,7 @@ from typing import Annotated, cast
 import typer
 
 from fourdfy_cli import __version__
-from fourdfy_cli.cli import ablate, bench, doctor, export, generate, inspect, models, nano, options, render, study
+from fourdfy_cli.cli import ablate, bench, doctor, export, generate, inspect, models, nano, options, render, report, runs, study, view
 from fourdfy_cli.console import Output
 from fourdfy_cli.errors import FAILURE, INTERRUPTED, MEMORY, OK, FourdfyError
 from fourdfy_cli.store.stream import Willing
@@ -33,6 +33,9 @@ app.command()(generate.stage3)
 app.command()(render.render)
 app.command()(export.export)
 app.command("clip-score")(inspect.clip_score)
+app.command()(view.view)
+app.command()(report.report)
+app.command()(runs.runs)
 app.command()(inspect.info)
 app.command()(ablate.ablate)
 app.command()(bench.bench)

@@ -6,8 +6,6 @@ import dataclasses
 import functools
 import inspect
 import os
-import re
-import shutil
 import sys
 import tempfile
 import typing
@@ -18,9 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fourdfy_cli.cli import complete
 from fourdfy_cli.console import Output
-from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
+from fourdfy_cli.errors import USAGE, FourdfyError
 from fourdfy_cli.output.textfile import read_text
+from fourdfy_cli.run.choice import check_device as check_device
+from fourdfy_cli.run.choice import check_prompt as check_prompt
+from fourdfy_cli.run.choice import device_for, fitting_preset
 from fourdfy_cli.run.processors import Crowd, limit
 
 if TYPE_CHECKING:  # the recipe's many classes take their time: not for --help
@@ -33,7 +35,9 @@ MODELS = ("auto", "paper", "nano", "random")
 SIZES = ("full", "tiny")
 SPARE = "fourdfy: how many threads others leave free"
 
-Source = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint or a run folder.", show_default=False)]
+Source = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint or a run folder.", show_default=False, autocompletion=complete.sources)
+]
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to make, in words.", show_default=False)]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Every draw comes from this number.")]
 Device = Annotated[str, typer.Option("--device", envvar="FOURDFY_DEVICE", help="cpu, cuda or cuda:N.")]
@@ -174,27 +178,16 @@ def _preset(options: Run, base: Recipe | None) -> Recipe:
     if options.size not in SIZES or (options.size != "full" and models != "random"):
         raise FourdfyError(f"there is no size {options.size!r} of the {models} models", f"--models random --size {SIZES[1]}", USAGE)
     if models == "auto":
-        chosen = base or presets.preset(options.preset or ("paper" if has_gpu() else "nano"))
+        chosen = base or presets.preset(options.preset or fitting_preset())
         return chosen if base is None or options.preset is None else replace(presets.preset(options.preset), models=base.models)
     chosen = presets.preset(options.preset) if options.preset else base or presets.preset("nano" if models == "nano" else "paper")
     chosen = replace(chosen, models=replace(chosen.models, set=models, size=options.size))
     return presets.tiny(chosen) if options.size == "tiny" else chosen
 
 
-def has_gpu() -> bool:
-    """Whether torch can use a GPU; torch, which is slow to load, is only asked where there is a driver."""
-    if shutil.which("nvidia-smi") is None and not Path("/proc/driver/nvidia/version").exists():
-        return False
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def device(options: Run, recipe: Recipe) -> str:
     """Where a recipe runs; raises FourdfyError as `check_device`."""
-    chosen = options.device or ("cuda" if recipe.models.set != "nano" and has_gpu() else "cpu")
-    check_device(chosen)
-    return chosen
+    return device_for(recipe, options.device)
 
 
 def origins(options: Run, recipe: Recipe) -> dict[str, str]:
@@ -241,17 +234,6 @@ def defaults() -> dict[str, dict[str, Any]]:
     return {command: values for command in ("generate", "stage1", "stage2", "stage3")} | {"render": device, "export": device}
 
 
-def check_device(device: str) -> None:
-    """Raises FourdfyError: exit 2 for a name that is none, exit 3 for a GPU that is not there."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise FourdfyError(f"there is no device {device!r}", "cpu, cuda or cuda:N: --device cpu", USAGE)
-    if device != "cpu":
-        import torch
-
-        if not torch.cuda.is_available() or int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
-            raise FourdfyError(f"this machine has no {device} that torch can use", "--device cpu", ENVIRONMENT)
-
-
 def check_writable(folder: Path) -> None:
     """Raises FourdfyError (exit 2) unless files can be made in a folder that may not exist yet; leaves nothing behind."""
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
@@ -271,13 +253,3 @@ def check_free(folder: Path, what: str, again: Callable[[Path], str]) -> None:
     free = next(path for k in range(2, 10_000) if not (path := whole.with_name(f"{whole.name}-{k}")).exists())
     free = free if folder.is_absolute() or folder.name in ("", "..") else folder.with_name(free.name)
     raise FourdfyError(f"{folder} {why}", again(free), USAGE)
-
-
-def check_prompt(prompt: str, models: str) -> None:
-    """Raises FourdfyError (exit 2) for an empty prompt, or one that the nano models do not understand."""
-    if not prompt.strip():
-        raise FourdfyError("the prompt is empty", 'fourdfy generate "a red dog jumping"', USAGE)
-    if models == "nano":
-        from fourdfy_cli.nano import prompts
-
-        prompts.parse(prompt)

@@ -13,6 +13,7 @@ from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.guidance.base import Guidance
 from fourdfy_cli.guidance.variational import VariationalGuidance
 from fourdfy_cli.run.progress import Events
+from fourdfy_cli.run.signals import StopSignals
 from fourdfy_cli.run.state import Run, write_about
 from fourdfy_cli.store import checkpoint
 from fourdfy_cli.store.folder import Metrics
@@ -53,6 +54,11 @@ class Keeper:
             self.beat = now
         if stop or now - self.saved > 60 * self.current.recipe.save_minutes:
             self.save()
+
+    def patient(self, signals: StopSignals) -> bool:
+        """Whether a run that is kept waiting may wait on; tells meanwhile that it lives."""
+        self.maybe(stop=False)
+        return signals.raised is None
 
     def save(self) -> None:
         self.lock.beat()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -38,6 +40,38 @@ class Events(Protocol):
     def preview(self, path: Path) -> None: ...
     def saved(self, path: Path) -> None: ...
     def note(self, text: str) -> None: ...
+
+
+@runtime_checkable
+class Onlooker(Protocol):
+    """Events that may look at the scene between two steps, and keep the run waiting as long as `waiting()` says that it may."""
+
+    def between(self, current: Run, waiting: Callable[[], bool]) -> None: ...
+
+
+class Told:
+    """Events as lines of plain text, one every `every` seconds at most and one for every stage, for whoever calls from Python."""
+
+    def __init__(self, every: float = 10.0):
+        self.every, self.last = every, -math.inf
+
+    def start(self, stage: int, stages: tuple[int, ...], steps: int, done: int) -> None:
+        self.note(f"stage {stage}/3: {steps} steps" + (f", going on after step {done}" if done else ""))
+
+    def step(self, info: StepInfo) -> None:
+        now = time.monotonic()
+        if now - self.last >= self.every or info.step == info.steps:
+            self.last = now
+            self.note(f"stage {info.stage}/3 step {info.step}/{info.steps}, {info.rate:.1f} it/s, {info.eta_total:.0f} s left in all")
+
+    def preview(self, path: Path) -> None:
+        """Left to the folder."""
+
+    def saved(self, path: Path) -> None:
+        """Left to the folder."""
+
+    def note(self, text: str) -> None:
+        sys.stdout.write(f"{text}\n")
 
 
 class Pace:

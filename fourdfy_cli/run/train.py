@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ from fourdfy_cli.guidance.build import build, cut_texts
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import ffmpeg, render
 from fourdfy_cli.run.keeper import Keeper, lora_network
-from fourdfy_cli.run.progress import Events, Pace
+from fourdfy_cli.run.progress import Events, Onlooker, Pace
+from fourdfy_cli.run.result import RunResult
 from fourdfy_cli.run.signals import StopSignals
 from fourdfy_cli.run.state import Run, continued, from_checkpoint, new_scene, opened, write_about
 from fourdfy_cli.scene.scene import Scene
@@ -36,17 +36,6 @@ from fourdfy_cli.store.lock import RunLock
 from fourdfy_cli.store.optimizer import load_optimizer
 
 BAD_STEPS, RETRIES = 5, 3  # non-finite steps in a row after which a run goes back, and how often it does
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """Where a run ended: its folder, newest checkpoint, video (None before it is rendered), wall seconds, files."""
-
-    run_dir: Path
-    checkpoint: Path
-    video: Path | None
-    seconds: float
-    files: list[Path]
 
 
 def parameter_groups(scene: Scene, stage: Stage, lora: list[nn.Parameter]) -> list[dict[str, Any]]:
@@ -95,7 +84,7 @@ def run(
         if new and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    return RunResult(folder, current.finished(stages[-1]), video, time.monotonic() - began, files)
+    return RunResult(folder, current.finished(stages[-1]), video, time.monotonic() - began, files, prompt)
 
 
 def run_stages(current: Run, stages: tuple[int, ...], events: Events, signals: StopSignals, lock: RunLock) -> Path | None:
@@ -171,6 +160,8 @@ def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: St
             events.step(info)
             if current.step % current.recipe.preview_every == 0 or current.step == stage.steps or current.step == 10:
                 events.preview(preview(current))
+            if isinstance(events, Onlooker):
+                events.between(current, lambda: keeper.patient(signals))
             keeper.maybe(stop=signals.raised is not None)
             if signals.raised is not None:
                 raise signals.stop("type the same command again to go on")

@@ -74,7 +74,12 @@ def test_a_run_of_this_format_goes_on_and_can_be_looked_at(tmp_path: Path, monke
     result = train.run("a red dog jumping", recipe_now(), tmp_path, 0, (1, 2, 3), None, Machine(), watch)
     assert watch.seen == [(3, 3)] and watch.steps == 2 and lines(result.run_dir)[:9] == lines(NOW)
     scene, _, about = render.load_scene(NOW / "last.pt")
-    assert about["step"] == 3 and next(render.views(scene, recipe_now(), render.orbit_of(recipe_now(), 16).shot()))[0].shape == (16, 16, 3)
+    pictures = render.views(scene, recipe_now(), render.orbit_of(recipe_now(), 16).shot())
+    assert about["step"] == 3 and next(pictures).shape == (16, 16, 3)
+        16,
+        16,
+        3,
+    )
     assert not any(examine(NOW).values())
 
 
