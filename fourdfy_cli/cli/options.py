@@ -33,7 +33,20 @@ MODELS = ("auto", "paper", "nano", "random")
 SIZES = ("full", "tiny")
 SPARE = "fourdfy: how many threads others leave free"
 
-Source = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint or a run folder.", show_default=False)]
+
+def runs(incomplete: str) -> list[str]:
+    """Run folders and checkpoints, and folders that may hold some, whose path begins so: for the shell's completion."""
+    start = Path(incomplete)
+    folder, name = (start.parent, start.name) if start.name and not incomplete.endswith(("/", os.sep)) else (start, "")
+    places = [folder] if incomplete else [folder, Path("outputs")]
+    found = [path for place in places if place.is_dir() for path in place.iterdir() if path.name.startswith(name)]
+    shown = [path for path in found if path.suffix == ".pt" or path.is_dir() and not path.name.startswith(".")]
+    return sorted(f"{path}" if path.is_file() or (path / "run.json").is_file() else f"{path}{os.sep}" for path in shown)
+
+
+Source = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint or a run folder.", show_default=False, autocompletion=runs)
+]
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to make, in words.", show_default=False)]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Every draw comes from this number.")]
 Device = Annotated[str, typer.Option("--device", envvar="FOURDFY_DEVICE", help="cpu, cuda or cuda:N.")]
