@@ -34,16 +34,17 @@ class Choice:
         return [k / self.frames for k in range(self.frames)]
 
 
-def level(scene: Scene, choice: Choice) -> float:
+def level(scene: Scene, choice: Choice, counted: Counted) -> float:
     """The threshold for all moments."""
     if choice.threshold is not None:
         return choice.threshold
-    return automatic(densities(scene, time, choice.resolution) for time in choice.times[:: -(-choice.frames // SEEN)])
+    times = choice.times[:: -(-choice.frames // SEEN)]
+    return automatic(densities(scene, time, choice.resolution) for time in counted(times, len(times), "threshold"))
 
 
 def meshes(scene: Scene, choice: Choice, counted: Counted) -> list[Mesh]:
     """A mesh for each moment; of a deformation field all have the first one's faces and colours. Raises as `mesh`."""
-    threshold = level(scene, choice)
+    threshold = level(scene, choice, counted)
     if isinstance(scene.field, Deformed):
         first = mesh(scene, 0.0, threshold, choice.faces, choice.resolution)
         return [first, *(moved(scene, first, time) for time in counted(choice.times[1:], choice.frames - 1, "meshes"))]

@@ -28,7 +28,8 @@ def test_nothing_heavy_is_imported(args: list[str]):
     code = (
         "import sys\nfrom fourdfy_cli.cli import main\n"
         f"main.run({args!r})\n"
-        "heavy = {'torch', 'numpy', 'numba', 'diffusers', 'transformers', 'PIL', 'jaxtyping'} & set(sys.modules)\nassert not heavy, heavy"
+        "heavy = {'torch', 'numpy', 'numba', 'diffusers', 'transformers', 'PIL', 'jaxtyping', 'skimage', 'trimesh', 'pxr'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, env=dict(os.environ, PYTHONPATH=str(Path(main.__file__).parents[2]))

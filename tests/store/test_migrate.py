@@ -76,10 +76,6 @@ def test_a_run_of_this_format_goes_on_and_can_be_looked_at(tmp_path: Path, monke
     scene, _, about = render.load_scene(NOW / "last.pt")
     pictures = render.views(scene, recipe_now(), render.orbit_of(recipe_now(), 16).shot())
     assert about["step"] == 3 and next(pictures).shape == (16, 16, 3)
-        16,
-        16,
-        3,
-    )
     assert not any(examine(NOW).values())
 
 
