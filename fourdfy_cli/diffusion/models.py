@@ -92,17 +92,23 @@ class Diffusion:
     ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B ..."]]:
         """Network outputs under both texts (N, M = 1 or B), the same camera [B 16] for both, in one batch of 2B."""
         texts = torch.cat([text.expand(len(z_t), -1, -1) for text in (cond, uncond)])
-        output = predict(self.unet, torch.cat([z_t, z_t]), t, texts, None if camera is None else torch.cat([camera, camera]))
+        output = self.output(torch.cat([z_t, z_t]), t, texts, None if camera is None else torch.cat([camera, camera]))
         return output[: len(z_t)], output[len(z_t) :]
 
+    def output(self, z_t: Float[Tensor, "B ..."], t: int, text: Float[Tensor, "B L C"], camera: Tensor | None = None) -> Tensor:
+        """The network's raw output for z_t at noise level t, with a graph if one is asked for."""
+        return predict(self.unet, z_t, self.schedule.time(t), text, camera)
 
-def predict(unet: Unet, z_t: Float[Tensor, "B ..."], t: int, text: Float[Tensor, "B L C"], camera: Tensor | None = None) -> Tensor:
-    """The UNet's raw output for z_t at noise level t, in z_t's dtype whatever the network's."""
+
+def predict(
+    unet: Unet, z_t: Float[Tensor, "B ..."], time: int | float, text: Float[Tensor, "B L C"], camera: Tensor | None = None
+) -> Float[Tensor, "B ..."]:
+    """The UNet's raw output for z_t at the time of its noise level (`Schedule.time`), in z_t's dtype whatever the network's."""
     labels = {}
     if camera is not None:
         weight = unet.class_embedding.linear_1.weight
         labels = {"class_labels": camera.to(weight.device, weight.dtype)}
-    level = torch.tensor(t, device=z_t.device)
+    level = torch.tensor(time, device=z_t.device)
     if isinstance(unet, UNetMotionModel):  # wants a text for each frame
         text = text.repeat_interleave(z_t.shape[2], 0)
     return unet(z_t.to(unet.dtype), level, encoder_hidden_states=text.to(z_t.device, unet.dtype), **labels).sample.to(z_t.dtype)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fourdfy_cli.config import Branch
-from fourdfy_cli.diffusion.models import Diffusion, predict
+from fourdfy_cli.diffusion.models import Diffusion
 from fourdfy_cli.diffusion.noise import guided
 from fourdfy_cli.diffusion.text import Texts
 from fourdfy_cli.guidance import base, sds
@@ -56,7 +56,7 @@ class VariationalGuidance:
             x = sds.noised(schedule, z, t, generator)
             outputs = self.diffusion.predict(x.z_t, t, prompt, self.texts[branch.negative])
             with torch.no_grad():
-                output = predict(self.lora.unet, x.z_t, t, self.texts.plain(len(z)), camera)
+                output = self.lora.output(x.z_t, t, self.texts.plain(len(z)), camera)
             eps_pretrained = schedule.eps(guided(*outputs, branch.scale), x.z_t, t)
             logs["lora_loss"] = self.learn(z, camera, generator)
             return sds.variational_gradient(x, eps_pretrained, self.lora.schedule.eps(output, x.z_t, t))
@@ -74,7 +74,7 @@ class VariationalGuidance:
         T = len(self.lora.schedule)
         x = sds.noised(self.lora.schedule, z, sds.timestep(0.0, 1.0, T, generator), generator)
         keep = torch.rand(len(z), 1, generator=generator, device=generator.device) >= self.drop_camera
-        output = predict(self.lora.unet, x.z_t, x.t, self.texts.plain(len(z)), camera * keep.to(camera))
+        output = self.lora.output(x.z_t, x.t, self.texts.plain(len(z)), camera * keep.to(camera))
         loss = sds.lora_loss(x, output)
         loss.backward()
         return loss.item()
