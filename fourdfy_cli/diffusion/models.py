@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderDC, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
+from diffusers import AutoencoderDC, AutoencoderTiny, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
 from jaxtyping import Float
 from torch import Tensor
 
@@ -47,6 +47,7 @@ class ModelSpec:
     revision: str = ""
     prediction: str | None = None
     seed: int | None = None
+    embeddings: str = ""  # a folder of texts that are encoded already, in place of text encoder and tokenizer
 
     def folder(self, part: str) -> Path:
         """The subfolder of one of the parts named above."""
@@ -152,8 +153,8 @@ def encode(vae: Vae, rgb: Float[Tensor, "N 3 H W"]) -> tuple[Float[Tensor, "N C 
     """Mean and standard deviation of the scaled latents of pictures in [0,1], with a graph; no deviation if the VAE is deterministic."""
     scale = vae.config["scaling_factor"]
     coded = vae.encode((rgb * 2 - 1).to(vae.dtype))
-    if isinstance(vae, AutoencoderDC):
-        return (coded.latent * scale).to(rgb.dtype), None
+    if isinstance(vae, (AutoencoderDC, AutoencoderTiny)):
+        return ((coded.latent if isinstance(vae, AutoencoderDC) else coded.latents) * scale).to(rgb.dtype), None
     return (coded.latent_dist.mean * scale).to(rgb.dtype), (coded.latent_dist.std * scale).to(rgb.dtype)
 
 

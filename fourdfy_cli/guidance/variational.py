@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fourdfy_cli.config import Branch
+from fourdfy_cli.diffusion.encoders import Encoder, Pictures
 from fourdfy_cli.diffusion.models import Diffusion
 from fourdfy_cli.diffusion.noise import guided
 from fourdfy_cli.diffusion.text import Texts
@@ -30,6 +31,7 @@ class VariationalGuidance:
     lora: Diffusion
     texts: Texts
     drop_camera: float
+    tiny: Encoder | None = None
 
     @property
     def lora_unet(self) -> torch.nn.Module:
@@ -61,12 +63,15 @@ class VariationalGuidance:
             logs["lora_loss"] = self.learn(z, camera, generator)
             return sds.variational_gradient(x, eps_pretrained, self.lora.schedule.eps(output, x.z_t, t))
 
-        output = base.through_encoder(self.diffusion.vae, rgb, branch, len(rgb), gradient, generator, chunk)
+        output = base.through_encoder(
+            base.encoder_of(Pictures(self.diffusion.vae), self.tiny, branch, progress), rgb, branch, len(rgb), gradient, generator, chunk
+        )
         return replace(output, logs=output.logs | logs | {"t": float(t)})
 
     def to(self, device: torch.device | str) -> None:
         self.diffusion.to(device)
         self.lora.to(device)
+        base.move(self.tiny, device)
 
     @torch.enable_grad()
     def learn(self, z: Float[Tensor, "V C h w"], camera: Float[Tensor, "V 16"], generator: torch.Generator) -> float:
