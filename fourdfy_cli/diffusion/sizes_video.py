@@ -1,16 +1,15 @@
 """The config.json of every network of the newer video models, by the id they are published under, and of tiny ones of the same classes.
 
 From the published configs (read through diffusers 0.42 and the models' pages, 2026). On the meta device Wan 2.1's 1.3B has 1,418,996,800
-parameters, CogVideoX 2b 1,693,783,872.
+parameters, CogVideoX 2b 1,693,783,872. The means and deviations of Wan's latents are not the published numbers.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-WAN_5B = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
-COGVIDEOX = "zai-org/CogVideoX-2b"
+from fourdfy_cli.diffusion.table import COGVIDEOX, WAN, WAN_5B
+
 IDS = (WAN, WAN_5B, COGVIDEOX)
 
 

@@ -36,6 +36,8 @@ def _file(models: Models) -> Path:
     path = Path(models.tiny_video).expanduser()
     found = sorted(path.glob("*.safetensors")) if models.tiny_video and path.is_dir() else [path]
     if not models.tiny_video or len(found) != 1 or not found[0].is_file():
-        what = f"there is no small encoder {models.tiny_video!r}" if models.tiny_video else "a video model's small encoder is no part of a set"
+        what = (
+            f"there is no small encoder {models.tiny_video!r}" if models.tiny_video else "a video model's small encoder is no part of a set"
+        )
         raise FourdfyError(what, hint, ENVIRONMENT)
     return found[0]
