@@ -1,7 +1,7 @@
 """The recipe of a run: frozen dataclasses, overrides by dotted key, to and from plain dictionaries.
 
-Units: degrees, world units (the scene box is [-1,1]^3), fractions of a stage's steps for every schedule, fractions of
-the T = 1000 diffusion steps for every noise level, pixels as (height, width). Numbers and sources: presets.py.
+Units: degrees, world units (the scene box is [-1,1]^3), fractions of a stage's steps for every schedule, of the T diffusion steps for
+every noise level, pixels as (height, width). Sources: presets.py. Numbers have bounds: no file may ask for more than a machine may have.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal
 
 from fourdfy_cli.errors import USAGE, FourdfyError
 
-# Numbers within bounds, so that no file can ask for more than a machine may have.
 Pixels = Annotated[int, 1, 4096]
 Width = Annotated[int, 1, 4096]
 Every = Annotated[int, 1, 10**9]

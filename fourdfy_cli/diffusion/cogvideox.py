@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from fourdfy_cli.diffusion.encoders import Encoder, State, merged, whole_clips_only
 from fourdfy_cli.diffusion.models import ModelSpec, Unet, Vae, schedule
 from fourdfy_cli.diffusion.network import broken, network, read_json
-from fourdfy_cli.diffusion.prior import VideoPrior, check_clip, moments, refuse_clean_first
+from fourdfy_cli.diffusion.prior import Cost, VideoPrior, check_clip, moments, refuse_clean_first
 
 BATCH = 8  # frames that are encoded at once
 
@@ -29,7 +29,6 @@ class CogVideoXPrior(VideoPrior):
     VAES = {"AutoencoderKLCogVideoX": AutoencoderKLCogVideoX}
     TEXTS = "T5EncoderModel"
     TINY = "tiny_video"
-    SHRINK = (4, 8)
 
     @classmethod
     def load(cls, spec: ModelSpec, device: torch.device | str, dtype: torch.dtype, vae: Vae | None = None) -> CogVideoXPrior:
@@ -48,6 +47,10 @@ class CogVideoXPrior(VideoPrior):
     def check(cls, spec: ModelSpec, frames: int, size: tuple[int, int], clean_first: bool) -> None:
         check_clip(spec, frames, size, 16)
         refuse_clean_first(spec, clean_first)
+
+    @classmethod
+    def cost(cls, vae: nn.Module) -> Cost:
+        return Cost(6_160, 3_930, (1694e6, 216e6), (4, 8), 2 * BATCH - 1, 1_910)
 
     @property
     def encoder(self) -> Encoder:

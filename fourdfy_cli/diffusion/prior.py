@@ -24,6 +24,34 @@ from fourdfy_cli.errors import USAGE, FourdfyError
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Numbers alive at the peak of a step, counted on the meta device with full-size networks, 17 frames of 320 x 576, attention that
+    keeps no matrix: of the network without a graph per latent pixel; of the encoder with one per pixel of a picture. An encoder that
+    goes clip piece by piece has `piece` pictures in its largest, and keeps so many numbers per pixel and latent frame between them."""
+
+    network: float
+    encoder: float
+    parameters: tuple[float, float]  # of the full-size network and autoencoder that were counted
+    shrink: tuple[int, int] = (1, 8)  # frames, and pixels a side, to a latent pixel
+    piece: int = 1
+    kept: float = 0.0
+
+    def latents(self, frames: int, pixels: int) -> float:
+        """Latent pixels of a clip."""
+        return ((frames - 1) // self.shrink[0] + 1) * pixels / self.shrink[1] ** 2
+
+    def encoding(self, frames: int, pixels: int, most: int | None) -> float:
+        """Numbers that encoding takes, `most` pictures with a graph at a time as far as that can be."""
+        if most is None or most >= frames:
+            return self.encoder * frames * pixels
+        kept = self.kept * ((frames - 1) // self.shrink[0] + 1)
+        return (self.encoder * min(max(most, self.piece), frames) + kept) * pixels
+
+
+TINY_COSTS = {"tiny": Cost(0, 470, (1, 2.4e6)), "tiny_video": Cost(0, 300, (1, 1.5e6), (4, 8), 4, 63)}  # TAESD, TAEHV
+
+
+@dataclass(frozen=True)
 class VideoPrior(Diffusion):
     """A frozen video model on its device. With `clean_first` the first latent frame of every clip is shown to it without noise."""
 
@@ -33,7 +61,6 @@ class VideoPrior(Diffusion):
     VAES: ClassVar[Mapping[str, type[nn.Module]]]
     TEXTS: ClassVar[str] = "CLIPTextModel"  # class of the text encoder
     TINY: ClassVar[str] = "tiny"  # role of the small encoder that goes with its latents
-    SHRINK: ClassVar[tuple[int, int]] = (1, 8)  # frames and pixels a side of a latent pixel
 
     @classmethod
     def load(cls, spec: ModelSpec, device: torch.device | str, dtype: torch.dtype, vae: Vae | None = None) -> VideoPrior:
@@ -43,6 +70,11 @@ class VideoPrior(Diffusion):
     @classmethod
     def check(cls, spec: ModelSpec, frames: int, size: tuple[int, int], clean_first: bool) -> None:
         """Raises FourdfyError (exit 2) unless clips of so many frames of this size (height, width) can be judged."""
+        raise NotImplementedError
+
+    @classmethod
+    def cost(cls, vae: nn.Module) -> Cost:
+        """What a step takes, with this autoencoder (that may have no storage)."""
         raise NotImplementedError
 
     @property
@@ -70,6 +102,10 @@ class UnetPrior(VideoPrior):
     @classmethod
     def check(cls, spec: ModelSpec, frames: int, size: tuple[int, int], clean_first: bool) -> None:
         refuse_clean_first(spec, clean_first)
+
+    @classmethod
+    def cost(cls, vae: nn.Module) -> Cost:
+        return Cost(10_600, 3_000, (1411e6, 83.7e6))
 
     @property
     def encoder(self) -> Encoder:

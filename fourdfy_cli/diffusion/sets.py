@@ -21,7 +21,7 @@ from torch import nn
 from fourdfy_cli.config import Models, Vsd
 from fourdfy_cli.diffusion import hub, mvdream, network, priors, randoms, sizes, sizes_video, table, text
 from fourdfy_cli.diffusion.models import NANO, ModelSpec
-from fourdfy_cli.diffusion.prior import VideoPrior
+from fourdfy_cli.diffusion.prior import TINY_COSTS, Cost
 from fourdfy_cli.errors import USAGE, FourdfyError
 
 SETS = ("paper", "nano", "random")
@@ -209,9 +209,12 @@ def _empty(models: Models, role: str) -> dict[str, nn.Module]:
     return {part: network.described(config, classes[part], path) for part, (config, path) in configs.items()}
 
 
-def video_kind(models: Models) -> type[VideoPrior]:
-    """The kind of the video model that would be used, by its config or the table."""
-    return next(kind for kind in priors.KINDS if isinstance(_empty(models, "video")["unet"], tuple(kind.NETWORKS.values())))
+@functools.cache
+def video_cost(models: Models) -> tuple[Cost, Cost]:
+    """What a step of the video model that would be used takes, and of the small encoder that goes with it."""
+    made = _empty(models, "video")
+    kind = next(kind for kind in priors.KINDS if isinstance(made["unet"], tuple(kind.NETWORKS.values())))
+    return kind.cost(made["vae"]), TINY_COSTS[kind.TINY]
 
 
 def _folders(models: Models, role: str) -> ModelSpec | None:

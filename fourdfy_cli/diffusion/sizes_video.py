@@ -44,7 +44,8 @@ def _wan_vae(full: bool, large: bool) -> dict[str, Any]:
     shared = {
         "_class_name": "AutoencoderKLWan", "attn_scales": [], "base_dim": (160 if large else 96) if full else 8, "dim_mult": [1, 2, 4, 4],
         "dropout": 0.0, "num_res_blocks": 2 if full else 1, "temperal_downsample": [False, True, True], "z_dim": channels,
-        "latents_mean": [round(0.1 * (k % 5) - 0.2, 2) for k in range(channels)], "latents_std": [1.0 + 0.25 * (k % 4) for k in range(channels)],
+        "latents_mean": [round(0.1 * (k % 5) - 0.2, 2) for k in range(channels)],
+        "latents_std": [1.0 + 0.25 * (k % 4) for k in range(channels)],
     }  # fmt: skip
     if not large:
         return shared

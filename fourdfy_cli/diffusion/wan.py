@@ -14,12 +14,12 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from fourdfy_cli.diffusion.encoders import Encoder, State, merged, whole_clips_only
 from fourdfy_cli.diffusion.models import ModelSpec, Unet, Vae, schedule
 from fourdfy_cli.diffusion.network import broken, network, read_json
-from fourdfy_cli.diffusion.prior import VideoPrior, check_clip, moments, refuse_clean_first
+from fourdfy_cli.diffusion.prior import Cost, VideoPrior, check_clip, moments, refuse_clean_first
 
 STRIDE = 4  # frames to a latent frame
 
@@ -34,7 +34,6 @@ class WanPrior(VideoPrior):
     VAES = {"AutoencoderKLWan": AutoencoderKLWan}
     TEXTS = "UMT5EncoderModel"
     TINY = "tiny_video"
-    SHRINK = (4, 8)
 
     @classmethod
     def load(cls, spec: ModelSpec, device: torch.device | str, dtype: torch.dtype, vae: Vae | None = None) -> WanPrior:
@@ -52,6 +51,12 @@ class WanPrior(VideoPrior):
         check_clip(spec, frames, size, 2 * (shrink if shrink in (8, 16, 32) else 8), STRIDE)
         if not _per_token(spec):
             refuse_clean_first(spec, clean_first)
+
+    @classmethod
+    def cost(cls, vae: nn.Module) -> Cost:
+        if vae.config["is_residual"]:
+            return Cost(25_300, 1_420, (5.0e9, 705e6), (STRIDE, 16), STRIDE, 721)
+        return Cost(6_110, 3_390, (1419e6, 127e6), (STRIDE, 8), STRIDE, 1_566)
 
     @property
     def encoder(self) -> Encoder:
