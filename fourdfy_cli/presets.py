@@ -133,8 +133,8 @@ def wan() -> Recipe:
 
 
 def hour() -> Recipe:
-    """Full quality in about an hour on a card of 24 GB, as guidance/README.md reckons: a twelfth of the steps, noise that falls with them in
-    every branch, small encoders (TAESD) until the last fifth, and rates that fall too. Not measured on a GPU."""
+    """Full quality in about an hour on a card of 24 GB, as guidance/README.md reckons: a twelfth of the steps, noise that falls with them
+    in every branch, small encoders (TAESD) until the last fifth, and rates that fall too. Not measured on a GPU."""
     base, decay = paper(), Ramp(1.0, 0.1, 0.5, 1.0)
     small = each_branch(base, lambda branch: replace(branch, levels="annealed", encoder="tiny", own_from=0.8, low=constant(0.02)))
     bold = {"low": constant(0.25), "high": constant(0.98)}
@@ -200,8 +200,7 @@ PAPER = {
     "models.set": "[P] MVDream, Stable Diffusion 2.1, Zeroscope v2 576w",
     "models.*": "the set's own",
     "stage?.*.levels": "[P] [C] drawn",
-    "stage?.*.encoder": "[P] [C] the model's own",
-    "stage?.*.own_from": "means nothing here",
+    "stage?.*.[oe]*": "[P] [C] the model's own encoder",
     "stage?.*.clean_first": "[P] [C] no",
     "frames": "[P] [C]",
     "stage[13].steps": "[P] [C]",
@@ -242,8 +241,7 @@ PAPER = {
     "stage?.dilation": "[C] none",
     "stage?.alpha_thre": "[C] as march.alpha_thre",
     "stage3.blob.*": "[C] 0.5 to 5 over 50 000 steps; not in [P]",
-    "stage?.blob.*": "[C]; not in [P]",
-    "stage?.sparsity.*": "[C]; not in [P]",
+    "stage?.[bs][lp]*": "[C]; not in [P]",
     "stage[12].opaque.*": "[C] none up to step 10 000; not in [P]",
     "stage3.opaque.*": "[C] 0, then 1000 after step 10 000; not in [P]",
     "stage?.smooth.*": "[C] of its deformation variant alone",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from fourdfy_cli.diffusion.encoders import Encoder, State, merged, whole_clips_only
 from fourdfy_cli.diffusion.models import ModelSpec, Unet, Vae, schedule
@@ -49,7 +49,7 @@ class CogVideoXPrior(VideoPrior):
         refuse_clean_first(spec, clean_first)
 
     @classmethod
-    def cost(cls, vae: nn.Module) -> Cost:
+    def cost(cls, vae: Vae) -> Cost:
         return Cost(6_160, 3_930, (1694e6, 216e6), (4, 8), 2 * BATCH - 1, 1_910)
 
     @property

@@ -22,6 +22,7 @@ from fourdfy_cli.diffusion.table import (
     PARTS,
     ROLES,
     TABLE,
+    TEXTS,
     TINY_FILES,
     TRANSFORMER,
     WEIGHTS,
@@ -34,6 +35,7 @@ from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError
 ID = re.compile(r"[\w.-]+/[\w.-]+(@(?!.*\.\.)\w[\w./-]*)?")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LOOSE = {"clip": CLIP_FILES, "tiny": TINY_FILES}  # roles whose files lie right in the folder
+NEWER = "transformer/"  # what only a newer video model's folder holds
 T5_TOKENIZERS = ("tokenizer.json", "spiece.model")  # the first that is there
 OPTIONAL = ("tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json")
 
@@ -82,6 +84,11 @@ def missing_bytes(role: str, wanted: str = "", skip: tuple[str, ...] = ()) -> in
     return known.bytes - (known.text_bytes if skip else 0)
 
 
+def skipped(role: str, models: Models) -> tuple[str, ...]:
+    """The parts that a role does without: text encoder and tokenizer where there are ready embeddings."""
+    return TEXTS if role == "video" and models.embeddings else ()
+
+
 def is_folder(wanted: str) -> bool:
     """Whether a model is named by a folder (that may not exist) rather than by a Hub id."""
     return bool(wanted) and (wanted[0] in "./~\\" or Path(wanted).is_dir())
@@ -107,7 +114,7 @@ def choose(role: str, names: Iterable[str], where: str, skip: tuple[str, ...] = 
     Raises FourdfyError (exit 3) naming the first that is missing.
     """
     names = set(names)
-    if role == "video" and "transformer/config.json" in names and "unet/config.json" not in names:
+    if role == "video" and any(name.startswith(NEWER) for name in names) and "unet/config.json" not in names:
         return _transformer(names, where, skip)
     chosen = [name for name in names if role == "multiview" and name.startswith(f"{CAMERA_PROJECTION}/") and not name.endswith(PICKLES)]
     chosen = [name for name in chosen if name.endswith((".json", ".safetensors"))]

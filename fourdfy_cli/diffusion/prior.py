@@ -73,7 +73,7 @@ class VideoPrior(Diffusion):
         raise NotImplementedError
 
     @classmethod
-    def cost(cls, vae: nn.Module) -> Cost:
+    def cost(cls, vae: Vae) -> Cost:
         """What a step takes, with this autoencoder (that may have no storage)."""
         raise NotImplementedError
 
@@ -104,7 +104,7 @@ class UnetPrior(VideoPrior):
         refuse_clean_first(spec, clean_first)
 
     @classmethod
-    def cost(cls, vae: nn.Module) -> Cost:
+    def cost(cls, vae: Vae) -> Cost:
         return Cost(10_600, 3_000, (1411e6, 83.7e6))
 
     @property

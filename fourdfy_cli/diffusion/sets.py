@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fourdfy_cli.config import Models, Vsd
+from fourdfy_cli.config import Models, Recipe, Vsd
 from fourdfy_cli.diffusion import hub, mvdream, network, priors, randoms, sizes, sizes_video, table, text
 from fourdfy_cli.diffusion.models import NANO, ModelSpec
-from fourdfy_cli.diffusion.prior import TINY_COSTS, Cost
+from fourdfy_cli.diffusion.prior import TINY_COSTS, Cost, VideoPrior
 from fourdfy_cli.errors import USAGE, FourdfyError
 
 SETS = ("paper", "nano", "random")
@@ -42,9 +42,11 @@ def specs(models: Models, roles: Iterable[str]) -> dict[str, ModelSpec]:
 def _spec(models: Models, own: dict[str, ModelSpec], role: str) -> ModelSpec:
     """A role's model; of the random set, a published video model's id stands for its structure."""
     named = getattr(models, role)
+    if models.set == "random" and role == "tiny" and not named:
+        return random_tiny(models.size)
     if models.set == "random" and role == "video" and (id := randoms.named(named)):
         return random_video(id, models.size)
-    skip = table.TEXTS if role == "video" and models.embeddings else ()
+    skip = hub.skipped(role, models)
     return located(role, named, skip) if named else own.get(role) or located(role, "", skip)
 
 
@@ -52,6 +54,12 @@ def roles(branches: Iterable[str], vsd: Vsd) -> tuple[str, ...]:
     """The roles that the guidances of `branches` need: theirs, and the LoRA's unless it is put on the image model."""
     branches = tuple(branches)
     return (*branches, "lora") if "image" in branches and not vsd.share_base else branches
+
+
+def small(recipe: Recipe, branches: Iterable[str]) -> tuple[str, ...]:
+    """The roles of the small encoders ("tiny", "tiny_video") that branches ask for in some stage."""
+    asking = [name for name in branches if any(getattr(recipe.stage(number), name).encoder == "tiny" for number in (1, 2, 3))]
+    return tuple(dict.fromkeys(video_kind(recipe.models).TINY if name == "video" else "tiny" for name in asking))
 
 
 def _own(models: Models) -> dict[str, ModelSpec]:
@@ -102,6 +110,13 @@ def random_video(id: str, size: str) -> ModelSpec:
     folder = Path(_scratch().name) / f"{size}-{id.rpartition('/')[2]}"
     randoms.write_video(folder, id, size, seed=7)
     return ModelSpec("video", str(folder), unet="transformer", licence="none needed", seed=7 if size == "full" else None)
+
+
+def random_tiny(size: str) -> ModelSpec:
+    """A random small encoder of Stable Diffusion's latents; it is drawn when it is loaded."""
+    folder = Path(_scratch().name) / f"tiny-{size}"
+    randoms.write_json(folder / "config.json", sizes.tiny_encoder(size))
+    return ModelSpec("tiny", str(folder), licence="none needed", seed=9)
 
 
 def random_taehv(models: Models) -> Path:
@@ -193,8 +208,8 @@ def counts(models: Models, role: str) -> dict[str, int]:
 
 def _empty(models: Models, role: str) -> dict[str, nn.Module]:
     """A role's networks without storage: as the folder on this machine describes them, else as they are published."""
+    configs: dict[str, tuple[dict[str, Any], Path | str]] = {}
     if (spec := _folders(models, role)) is not None:
-        configs: dict[str, tuple[dict[str, Any], Path | str]] = {}
         for part in ("unet", "vae") if role != "lora" else ("unet",):
             path = spec.folder(part) / "config.json"
             configs[part] = network.read_json(path), path
@@ -203,7 +218,9 @@ def _empty(models: Models, role: str) -> dict[str, nn.Module]:
         id = randoms.named(models.video) if role == "video" else None
         published = sizes.configs(role, size) if id is None else sizes_video.configs(id, size)
         first = "unet" if id is None else "transformer"
-        configs = {"unet": (published[first], first)} | ({} if role == "lora" else {"vae": (published["vae"], "vae")})
+        configs["unet"] = published[first], first
+        if role != "lora":
+            configs["vae"] = published["vae"], "vae"
     kind = priors.named(str(configs["unet"][0].get("_class_name"))) if role == "video" else None
     classes = {"unet": kind.NETWORKS, "vae": kind.VAES} if kind else {"unet": network.UNETS, "vae": network.VAES}
     return {part: network.described(config, classes[part], path) for part, (config, path) in configs.items()}
@@ -212,9 +229,14 @@ def _empty(models: Models, role: str) -> dict[str, nn.Module]:
 @functools.cache
 def video_cost(models: Models) -> tuple[Cost, Cost]:
     """What a step of the video model that would be used takes, and of the small encoder that goes with it."""
-    made = _empty(models, "video")
-    kind = next(kind for kind in priors.KINDS if isinstance(made["unet"], tuple(kind.NETWORKS.values())))
-    return kind.cost(made["vae"]), TINY_COSTS[kind.TINY]
+    kind = video_kind(models)
+    return kind.cost(_empty(models, "video")["vae"]), TINY_COSTS[kind.TINY]
+
+
+def video_kind(models: Models) -> type[VideoPrior]:
+    """The kind of the video model that would be used: by its config, or as it is published."""
+    made = _empty(models, "video")["unet"]
+    return next(kind for kind in priors.KINDS if isinstance(made, tuple(kind.NETWORKS.values())))
 
 
 def _folders(models: Models, role: str) -> ModelSpec | None:
@@ -222,5 +244,5 @@ def _folders(models: Models, role: str) -> ModelSpec | None:
     named = getattr(models, role)
     if (not named and models.set != "paper") or (models.set == "random" and randoms.named(named)):
         return _own(models)[role] if models.set == "nano" else None
-    folder = hub.cached(role, named, table.TEXTS if role == "video" and models.embeddings else ())
+    folder = hub.cached(role, named, hub.skipped(role, models))
     return None if folder is None else ModelSpec(role, str(folder), unet=network_folder(folder))

@@ -19,13 +19,22 @@ TINIES = {"AutoencoderTiny": AutoencoderTiny}
 
 
 def load(role: str, models: Models, device: torch.device | str, dtype: torch.dtype) -> Encoder:
-    """The small encoder of a role, "tiny" or "tiny_video". Raises FourdfyError: exit 2 for the nano models, exit 3 where there is none."""
+    """The small encoder of a role, "tiny" or "tiny_video"; raises FourdfyError as `find`, and exit 3 for a file that is damaged."""
+    path, seed = find(role, models)
     if role == "tiny_video":
-        return taehv.load(_file(models), device, dtype)
+        return taehv.load(path, device, dtype)
+    return Pictures(network.network(path, TINIES, device, dtype, seed))
+
+
+def find(role: str, models: Models) -> tuple[Path, int | None]:
+    """Where a small encoder is, fetched if need be, and the seed of weights that are drawn. Raises FourdfyError: exit 2 for the nano
+    models, exit 3 where there is none."""
+    if role == "tiny_video":
+        return _file(models), None
     if models.set == "nano" and not models.tiny:
         raise FourdfyError("the nano models' own encoder is small already", "--set stage3.video.encoder=own", USAGE)
     spec = sets.specs(models, ["tiny"])["tiny"]
-    return Pictures(network.network(Path(spec.source), TINIES, device, dtype, spec.seed))
+    return Path(spec.source), spec.seed
 
 
 def _file(models: Models) -> Path:

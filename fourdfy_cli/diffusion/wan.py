@@ -14,7 +14,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from fourdfy_cli.diffusion.encoders import Encoder, State, merged, whole_clips_only
 from fourdfy_cli.diffusion.models import ModelSpec, Unet, Vae, schedule
@@ -37,13 +37,10 @@ class WanPrior(VideoPrior):
 
     @classmethod
     def load(cls, spec: ModelSpec, device: torch.device | str, dtype: torch.dtype, vae: Vae | None = None) -> WanPrior:
-        network_ = network(spec.folder("unet"), cls.NETWORKS, device, dtype, spec.seed, restore=_restore)
+        transformer = network(spec.folder("unet"), cls.NETWORKS, device, dtype, spec.seed, restore=_restore)
         vae = vae if vae is not None else _autoencoder(spec, device, dtype)
-        if network_.config["in_channels"] != vae.config["z_dim"]:
-            raise broken(
-                f"{spec.source}: the network takes {network_.config['in_channels']} channels, the autoencoder gives {vae.config['z_dim']}"
-            )
-        return cls(network_, vae, schedule(spec), spec, per_token=_per_token(spec))
+        _check_channels(spec, transformer, vae)
+        return cls(transformer, vae, schedule(spec), spec, per_token=_per_token(spec))
 
     @classmethod
     def check(cls, spec: ModelSpec, frames: int, size: tuple[int, int], clean_first: bool) -> None:
@@ -53,7 +50,7 @@ class WanPrior(VideoPrior):
             refuse_clean_first(spec, clean_first)
 
     @classmethod
-    def cost(cls, vae: nn.Module) -> Cost:
+    def cost(cls, vae: Vae) -> Cost:
         if vae.config["is_residual"]:
             return Cost(25_300, 1_420, (5.0e9, 705e6), (STRIDE, 16), STRIDE, 721)
         return Cost(6_110, 3_390, (1419e6, 127e6), (STRIDE, 8), STRIDE, 1_566)
@@ -119,11 +116,17 @@ def _restore(transformer: Unet) -> None:
 def _autoencoder(spec: ModelSpec, device: torch.device | str, dtype: torch.dtype) -> Vae:
     path = spec.folder("vae") / "config.json"
     stated = read_json(path)
-    vae = network(spec.folder("vae"), WanPrior.VAES, device, dtype, spec.seed)
+    vae: Vae = network(spec.folder("vae"), WanPrior.VAES, device, dtype, spec.seed)
     for key in ("latents_mean", "latents_std"):
         if not isinstance(stated.get(key), list) or len(stated[key]) != vae.config["z_dim"]:
             raise broken(f"{path} has no {key} of {vae.config['z_dim']} numbers, by which latents are scaled")
     return vae
+
+
+def _check_channels(spec: ModelSpec, transformer: Unet, vae: Vae) -> None:
+    taken, given = transformer.config["in_channels"], vae.config["z_dim"]
+    if taken != given:
+        raise broken(f"{spec.source}: the network takes {taken} channels, the autoencoder gives {given}")
 
 
 def _per_token(spec: ModelSpec) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from fourdfy_cli.config import Branch, Recipe
-from fourdfy_cli.diffusion import lora, models, priors, text, textcache, tiny
+from fourdfy_cli.diffusion import lora, models, priors, sets, text, textcache, tiny
 from fourdfy_cli.diffusion.encoders import Encoder
 from fourdfy_cli.diffusion.models import Diffusion, ModelSpec, Vae
 from fourdfy_cli.diffusion.prior import VideoPrior
@@ -118,13 +118,16 @@ def fitting(prior: Diffusion, texts: Texts) -> VideoPrior:
 
 
 def check_clips(recipe: Recipe, specs: Mapping[str, ModelSpec]) -> None:
-    """Whether the video model can judge the recipe's clips, from its configs alone: for before the first step. Raises FourdfyError:
-    exit 2 for their number or size of frames, exit 3 for a model that is no video model, or a text encoder of another class."""
+    """Whether the video model can judge the recipe's clips, from its configs alone, and whether the small encoders are here: for before
+    the first step. Raises FourdfyError: exit 2 for number or size of frames, exit 3 for a model that is no video model, a text encoder of
+    another class, or a small encoder that is missing."""
     if (spec := specs.get("video")) is not None:
         kind, branch = priors.kind(spec), recipe.stage3.video
         kind.check(spec, recipe.frames, branch.model_size, branch.clean_first)
         if not spec.embeddings:
             priors.check_texts(spec)
+    for role in sets.small(recipe, specs.keys() & {"multiview", "image", "video"}):
+        tiny.find(role, recipe.models)
 
 
 def load_tiny(
