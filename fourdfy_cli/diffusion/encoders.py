@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -17,6 +17,7 @@ from fourdfy_cli.errors import USAGE, FourdfyError
 State = Any  # a tree (lists, dictionaries) of tensors and None; None before the first piece
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """An autoencoder as score distillation uses it. `vae` is its network."""
 
