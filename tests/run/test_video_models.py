@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from samples import fails, isolated  # noqa: F401
+from samples import isolated  # noqa: F401
 
 from fourdfy_cli import memory, presets
 from fourdfy_cli.cli import main
@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_told_before_the_first_step(tmp_path: Path, capsys:
         ("models.tiny_video=missing.safetensors", 3, "no small encoder"),
     ):
         more = ["--set=stage3.video.encoder=tiny"] if "tiny_video" in setting else []
-        assert main.run([*base, f"--set={setting}", *more]) == code
+        assert main.run([*base, f"--set={setting}", *more, f"--out=to-{setting.partition('=')[0]}"]) == code
         told = capsys.readouterr().err.strip().splitlines()
         assert words in told[-2] and told[-1].startswith("hint:"), told
 
