@@ -11,7 +11,7 @@ from hub_server import model, put_in_cache, serve
 from huggingface_hub import constants
 
 from fourdfy_cli.cli import main
-from fourdfy_cli.diffusion.table import COGVIDEOX, ROLES, TABLE, WAN, find, row
+from fourdfy_cli.diffusion.table import COGVIDEOX, ROLES, TABLE, WAN, WAN_5B, find, row
 from fourdfy_cli.errors import ENVIRONMENT, OK, USAGE
 
 
