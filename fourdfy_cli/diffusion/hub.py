@@ -133,14 +133,11 @@ def _transformer(names: set[str], where: str, skip: tuple[str, ...]) -> list[str
     for part in (part for part in TRANSFORMER if part not in skip):
         if part in WEIGHTS:
             chosen += _weights(names, where, part)
-            wanted = [(f"{part}/config.json",)]
-        else:
-            wanted = [tuple(f"{part}/{name}" for name in (T5_TOKENIZERS if part == "tokenizer" else OTHERS[part]))]
-        for options in wanted:
-            name = next((name for name in options if name in names), None)
-            if name is None:
-                raise _lacks(names, options[-1], where)
-            chosen.append(name)
+        options = [f"{part}/{name}" for name in (T5_TOKENIZERS if part == "tokenizer" else OTHERS.get(part, ("config.json",)))]
+        name = next((name for name in options if name in names), None)
+        if name is None:
+            raise _lacks(names, options[-1], where)
+        chosen.append(name)
     return sorted(chosen)
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fourdfy_cli.diffusion import mvdream, shards
-from fourdfy_cli.diffusion.limits import LIMITS, bounded
+from fourdfy_cli.diffusion.limits import LIMITS, MOST_NUMBERS, bounded
 from fourdfy_cli.errors import ENVIRONMENT, FourdfyError
 
 UNETS = {kind.__name__: kind for kind in (UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel)}
@@ -90,7 +90,10 @@ def described(config: Mapping[str, Any], classes: Mapping[str, type[nn.Module]],
         known = inspect.signature(classes[name].__init__).parameters
         chosen = bounded(name, config, path) if name in LIMITS else {key: value for key, value in config.items() if key in known}
         with torch.device("meta"):
-            return classes[name](**{key: value for key, value in chosen.items() if key != "self"})
+            model = classes[name](**{key: value for key, value in chosen.items() if key != "self"})
+        if (numbers := sum(parameter.numel() for parameter in model.parameters())) > MOST_NUMBERS:
+            raise ValueError(f"{numbers} parameters are too many")
+        return model
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, IndexError, ZeroDivisionError) as error:
         raise broken(f"{path} does not describe a {config.get('_class_name')}: {line(error)}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -227,6 +228,21 @@ def test_texts_are_the_pipelines(id: str) -> None:
         torch.testing.assert_close(state, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_a_tokenizer_of_sentencepiece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, path = pytest.importorskip("sentencepiece"), tmp_path / "spiece.model"
+    lines = ["a red dog jumps", "a blue bird flies", "the cat sleeps on a mat"] * 4
+    with path.open("wb") as file:
+        made.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines), model_writer=file, vocab_size=40, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2
+        )
+    ids = t5.tokenizer(tmp_path)("a  red dog")
+    assert ids == [*made.SentencePieceProcessor(model_file=str(path)).encode("a red dog"), 1] and len(ids) > 3
+    path.write_bytes(b"nothing")
+    refused(lambda: t5.tokenizer(tmp_path), "not a tokenizer")
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    refused(lambda: t5.tokenizer(tmp_path), "wants the package sentencepiece")
+
+
 def test_a_long_text_is_cut_and_told() -> None:
     found = text.fitted(spec(COGVIDEOX), ["word " * 300 + ", front view"])[0]
     assert found.lost and found.text.endswith(", front view") and found.room == 225
@@ -282,6 +298,7 @@ def test_frames_and_sizes_that_do_not_fit() -> None:
         ("vae", {"base_dim": 10**9}, "base_dim cannot be"),
         ("transformer", {"num_layers": 10**6}, "num_layers cannot be"),
         ("transformer", {"num_layers": 3}, "lacks blocks.2"),
+        ("transformer", {"num_layers": 90, "num_attention_heads": 128, "attention_head_dim": 256}, "parameters are too many"),
         ("transformer", {"ffn_dim": 64}, r"is \[32, 24\], not \[64, 24\]|is \[32\], not \[64\]|is \[24, 32\], not"),
         ("transformer", {"patch_size": "1"}, "patch_size cannot be"),
         ("transformer", {"auto_map": {"a": "b"}}, "never run"),
