@@ -5,7 +5,7 @@ graph at a time; what a piece must know of those before it is its state, a tree 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -64,7 +64,7 @@ def merged(pieces: list[int], most: int | None) -> list[int]:
             ends[-1] = end
         else:
             ends.append(end)
-    return [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    return [end - start for start, end in pairwise(ends)]
 
 
 def whole_clips_only() -> FourdfyError:
