@@ -1,7 +1,7 @@
 """The recipe of a run: frozen dataclasses, overrides by dotted key, to and from plain dictionaries.
 
-Units: degrees, world units (the scene box is [-1,1]^3), fractions of a stage's steps for every schedule, fractions of
-the T = 1000 diffusion steps for every noise level, pixels as (height, width). Numbers and sources: presets.py.
+Units: degrees, world units (the scene box is [-1,1]^3), fractions of a stage's steps for every schedule, of the T diffusion steps for
+every noise level, pixels as (height, width). Sources: presets.py. Numbers have bounds: no file may ask for more than a machine may have.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Annotated, Any, Literal
 
 from fourdfy_cli.errors import USAGE, FourdfyError
 
-# Numbers within bounds, so that no file can ask for more than a machine may have.
 Pixels = Annotated[int, 1, 4096]
 Width = Annotated[int, 1, 4096]
 Every = Annotated[int, 1, 10**9]
@@ -122,6 +121,10 @@ class Branch:
     amplification: float = 1.0  # how much more than its mean over frames the video gradient's deviation from it counts
     pixel_weight: float = 0.0  # of the distance between pictures, beside that between latents (guidance/base.py)
     view_words: tuple[float, float] | Literal["sectors"] | None = None  # thresholds (front, back) in degrees, or eight sectors
+    levels: Literal["drawn", "annealed"] = "drawn"  # the noise level: anywhere from low to high, or from high down to low with progress
+    encoder: Literal["own", "tiny"] = "own"  # the model's autoencoder, or a small one up to progress own_from
+    own_from: float = 1.0
+    clean_first: bool = False  # the video model is shown the clip's first frame, at time 0, without noise
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,9 @@ class Models:
     video: str = ""
     clip: str = ""
     size: str = "full"
+    tiny: str = ""  # small encoders, of Stable Diffusion's latents and of a video model's
+    tiny_video: str = ""
+    embeddings: str = ""  # a folder of texts that are encoded already (diffusion/textcache.py), for the video model
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,7 @@ def draw_shot(branch: str, context: StepContext) -> Shot:
     times = frame_times(context.recipe.frames, generator)
     if branch == "video":
         frames = len(times)
+        times = times - times[0] if settings.clean_first else times
         return Shot(c2w.expand(frames, 4, 4), fovy.expand(frames), times, size)
     pick = int(torch.randint(len(times), (), generator=generator))
     time = times[pick] if context.settings.moving else torch.tensor(0.0)

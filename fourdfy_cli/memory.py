@@ -15,8 +15,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fourdfy_cli.config import Grid, Recipe
+from fourdfy_cli.config import Branch, Grid, Recipe
 from fourdfy_cli.diffusion import sets
+from fourdfy_cli.diffusion.prior import TINY_COSTS, Cost
 from fourdfy_cli.errors import MEMORY, FourdfyError
 from fourdfy_cli.scene.hashgrid import levels
 
@@ -59,10 +60,8 @@ LADDER = (DIRECT, Chunks(2**17, 4), Chunks(2**15, 1), Chunks(2**13, 1), Chunks(2
 # Numbers alive at the peak, counted on the meta device with the full-size networks (PeakMemory, attention that keeps no matrix): without
 # a graph per latent pixel of the UNets, with one per latent pixel of the LoRA network and per pixel of the autoencoder. The width of a
 # smaller network is taken to be the square root of its share of the parameters.
-UNET, VIDEO_UNET, LORA_UNET, AUTOENCODER = 8_400, 10_600, 69_200, 3_000
-FULL = {"unet": 866e6, "video": 1411e6, "vae": 83.7e6}
+PICTURES, LORA_UNET = Cost(8_400, 3_000, (866e6, 83.7e6)), 69_200  # a video model's: diffusion/prior.py and its kinds
 RAY = 90_000  # bytes with a graph, of a ray through a full box: 512 samples across its diagonal, 32 features
-SHRINK = 8  # pixels a side of a latent pixel
 SPARE = 0.6e9  # bytes of CUDA's own context and of what the allocator cannot use
 
 
@@ -88,16 +87,25 @@ def step_bytes(recipe: Recipe, number: int, branch: str, chunks: Chunks, counts:
     renderer's graph lives until the end."""
     settings = getattr(recipe.stage(number), branch)
     views = {"multiview": 4 * settings.groups, "image": 1, "video": recipe.frames}[branch]
-    width = math.sqrt(counts["unet"] / FULL["video" if branch == "video" else "unet"])
-    latents = 2 * views * math.prod(settings.model_size) / SHRINK**2
-    unet = 2 * width * latents * (VIDEO_UNET if branch == "video" else UNET)
-    lora = 2 * width * latents / 2 * LORA_UNET if branch == "image" else 0
-    vae = 2 * math.sqrt(counts["vae"] / FULL["vae"]) * AUTOENCODER * math.prod(settings.model_size) * min(chunks.frames or views, views)
+    cost, tiny = sets.video_cost(recipe.models) if branch == "video" else (PICTURES, TINY_COSTS["tiny"])
+    width, pixels = math.sqrt(counts["unet"] / cost.parameters[0]), math.prod(settings.model_size)
+    latents = cost.latents(views, pixels)
+    unet = 2 * width * 2 * latents * cost.network
+    lora = 2 * width * latents * LORA_UNET if branch == "image" else 0
+    vae = 2 * encoding(settings, views, chunks, math.sqrt(counts["vae"] / cost.parameters[1]), (cost, tiny))
     rays = views * math.prod(settings.size)
     ray = RAY * recipe.march.samples / 512 * channels(recipe.field.static) / 32
     if chunks.rays is None or chunks.rays >= rays:
         return ray * rays + max(unet, lora, vae)
     return max(ray * chunks.rays, unet, lora, vae)
+
+
+def encoding(branch: Branch, views: int, chunks: Chunks, width: float, costs: tuple[Cost, Cost]) -> float:
+    """Numbers that encoding a shot takes: by the model's own autoencoder, of relative `width`, or by the small one, or either in turn."""
+    own, tiny = (cost.encoding(views, math.prod(branch.model_size), chunks.frames) for cost in costs)
+    if branch.encoder == "own":
+        return width * own
+    return tiny if branch.own_from >= 1 else max(width * own, tiny)
 
 
 def channels(grid: Grid) -> int:

@@ -10,21 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from fourdfy_cli.config import (
-    Background,
-    Branch,
-    Cameras,
-    Field,
-    Grid,
-    LearningRates,
-    March,
-    Models,
-    Ramp,
-    Recipe,
-    Stage,
-    Vsd,
-    constant,
-)
+from fourdfy_cli.config import Background, Branch, Cameras, Field, Grid, LearningRates, March, Models, Ramp, Recipe, Stage, Vsd, constant
 from fourdfy_cli.errors import USAGE, FourdfyError
 
 
@@ -134,7 +120,33 @@ def fast() -> Recipe:
     )
 
 
-PRESETS = {"nano": nano, "paper": paper, "official": official, "fast": fast}
+def with_wan(recipe: Recipe) -> Recipe:
+    """The recipe with Wan 2.1 1.3B (Apache-2.0) as its video model: 17 frames, noise from high down to low, words against stillness."""
+    change = {"scale": 25.0, "levels": "annealed", "negative": "low motion, static statue, not moving, no motion"}
+    stages = {f"stage{n}": replace(recipe.stage(n), video=replace(recipe.stage(n).video, **change)) for n in (1, 2, 3)}
+    return replace(recipe, models=replace(recipe.models, video="Wan-AI/Wan2.1-T2V-1.3B-Diffusers"), frames=17, **stages)
+
+
+def wan() -> Recipe:
+    """`paper` with a video model that may be used for profit. Not measured on a GPU."""
+    return replace(with_wan(paper()), name="wan")
+
+
+def hour() -> Recipe:
+    """Full quality in about an hour on a card of 24 GB, as guidance/README.md reckons: a twelfth of the steps, noise that falls with them
+    in every branch, small encoders (TAESD) until the last fifth, and rates that fall too. Not measured on a GPU."""
+    base, decay = paper(), Ramp(1.0, 0.1, 0.5, 1.0)
+    small = each_branch(base, lambda branch: replace(branch, levels="annealed", encoder="tiny", own_from=0.8, low=constant(0.02)))
+    bold = {"low": constant(0.25), "high": constant(0.98)}
+    return replace(
+        small, name="hour", preview_every=250,
+        stage1=replace(small.stage1, steps=3_000, multiview=replace(small.stage1.multiview, **bold), lr_decay=decay),
+        stage2=replace(small.stage2, steps=1_000, lr_decay=decay),
+        stage3=replace(small.stage3, steps=6_000, p_3d=0.4, p_image=1 / 3, video=replace(small.stage3.video, **bold), lr_decay=decay),
+    )  # fmt: skip
+
+
+PRESETS = {"nano": nano, "paper": paper, "official": official, "fast": fast, "wan": wan, "hour": hour}
 
 
 def preset(name: str) -> Recipe:
@@ -187,15 +199,16 @@ PAPER = {
     "name": "the preset",
     "models.set": "[P] MVDream, Stable Diffusion 2.1, Zeroscope v2 576w",
     "models.*": "the set's own",
+    "stage?.*.levels": "[P] [C] drawn",
+    "stage?.*.[oe]*": "[P] [C] the model's own encoder",
+    "stage?.*.clean_first": "[P] [C] no",
     "frames": "[P] [C]",
-    "stage1.steps": "[P] [C]",
+    "stage[13].steps": "[P] [C]",
     "stage2.steps": "[P]; [C] 25 000",
-    "stage3.steps": "[P] [C]",
     "stage1.p_image": "means nothing here",
     "stage?.p_*": "[P] Algorithm 1, [C]",
-    "stage?.lr.static": "[P] [C]",
+    "stage?.lr.[sn]*": "[P] [C]",
     "stage3.lr.dynamic": "[P] [C]",
-    "stage?.lr.nets": "[P] [C]",
     "stage?.lr.*": "[C]",
     "stage1.multiview.low.*": "[C] 0.98 to 0.02 over 8 000 steps; [S] 0.02 throughout",
     "stage1.multiview.high.*": "[C] 0.98 to 0.5 over 8 000 steps; [S] over 5 000",
@@ -213,8 +226,7 @@ PAPER = {
     "stage?.image.low.*": "[P] [C]",
     "stage?.image.high.*": "[P]; [C] sets 0.98 for 5 000 steps of stage 2, but its hand-over between stages undoes that",
     "stage?.image.form": "[P] Eq. 4, whatever this says",
-    "stage?.image.rescale": "means nothing here",
-    "stage?.image.amplification": "means nothing here",
+    "stage?.image.[ar]*": "means nothing here",
     "stage?.image.*": "[C]",
     "stage?.video.size.*": "[P] [C]",
     "stage?.video.scale": "[C] 100 in eps_c + s (eps_c - eps_u), 101 in eps_u + s (eps_c - eps_u)",
@@ -229,10 +241,8 @@ PAPER = {
     "stage?.dilation": "[C] none",
     "stage?.alpha_thre": "[C] as march.alpha_thre",
     "stage3.blob.*": "[C] 0.5 to 5 over 50 000 steps; not in [P]",
-    "stage?.blob.*": "[C]; not in [P]",
-    "stage?.sparsity.*": "[C]; not in [P]",
-    "stage1.opaque.*": "[C] none up to step 10 000; not in [P]",
-    "stage2.opaque.*": "[C] none up to step 10 000; not in [P]",
+    "stage?.[bs][lp]*": "[C]; not in [P]",
+    "stage[12].opaque.*": "[C] none up to step 10 000; not in [P]",
     "stage3.opaque.*": "[C] 0, then 1000 after step 10 000; not in [P]",
     "stage?.smooth.*": "[C] of its deformation variant alone",
     "field.*": "[C]",
@@ -262,7 +272,26 @@ FAST = {
     "stage?.lr_decay.*": "[O] fewer steps average less noise out; [C] constant rates",
     "preview_every": "[O]",
 }
-SOURCES = {"nano": ({"*": "[M] on the nano models"},), "paper": (PAPER,), "official": (OFFICIAL, PAPER), "fast": (FAST, PAPER)}
+WAN = {
+    "models.video": "[O] Apache-2.0, of Zeroscope's size; 1.42 B parameters",
+    "frames": "[O] 4k + 1, as its autoencoder takes them; [P] 16",
+    "stage?.video.scale": "[O] CHORD (arXiv 2601.04194) begins at 25 with Wan",
+    "stage?.video.levels": "[O] from high to low, as CHORD; [P] [C] drawn",
+    "stage?.video.negative": "[O] TC4D's (arXiv 2403.17920) words against stillness",
+    "stage?.video.form": "[O] Eq. 6 for flow, guidance/README.md",
+}
+HOUR = {
+    "stage?.*.levels": "[O] falling noise settles in fewer steps (DreamTime); [P] [C] drawn",
+    "stage?.*.encoder": "[O] TAESD, an eighth of the arithmetic",
+    "stage?.*.own_from": "[O] the last fifth by the true encoder",
+    "stage?.*.[lh]*": "[O] where the noise begins and ends; SDI (NeurIPS 2024) ends at 0.25",
+    "stage?.steps": "[O] 3,000 + 1,000 + 6,000",
+    "stage3.p_*": "[O] two fifths of the steps are video steps; [P] a quarter",
+}
+SOURCES = {
+    "nano": ({"*": "[M] on the nano models"},), "paper": (PAPER,), "official": (OFFICIAL, PAPER), "fast": (FAST, PAPER),
+    "wan": (WAN, PAPER), "hour": (HOUR, FAST, PAPER),
+}  # fmt: skip
 
 
 def source(name: str, key: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +13,8 @@ from fourdfy_cli.cli import options
 from fourdfy_cli.errors import USAGE, FourdfyError
 
 if TYPE_CHECKING:
+    import torch
+
     from fourdfy_cli.config import Recipe
 
 PROMPTS = {"nano": "red dog, jumping", "random": "a panda dancing", "paper": "a panda dancing"}
@@ -33,6 +36,10 @@ class Bench(options.Common):
     )
     memory: Annotated[bool, typer.Option("--memory", help="Instead: a video step's memory, all at once and in chunks.")] = False
     kernels: Annotated[bool, typer.Option("--kernels", help="Instead: the speed of the inner loops, backend by backend.")] = False
+    encoder: Annotated[
+        Path | None,
+        typer.Option("--encoder", metavar="RUN", help="Instead: small encoders' gradients on a run's pictures.", show_default=False),
+    ] = None
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.", show_default="cuda if there is one")] = None
 
 
@@ -50,6 +57,8 @@ def bench(wanted: Bench) -> None:
     device = torch.device(wanted.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if wanted.kernels:
         return _kernels(wanted, str(device))
+    if wanted.encoder is not None:
+        return _encoders(wanted, wanted.encoder, recipe, device)
     models = f"random, {recipe.models.size} size" if recipe.models.set == "random" else recipe.models.set
     about = {"preset": recipe.name, "models": models, "device": kernels.machine(str(device))}
     prompt = PROMPTS[recipe.models.set]
@@ -72,6 +81,17 @@ def _kernels(wanted: Bench, device: str) -> None:
         wanted.output.note(" ".join(f"{key}={round(value, 3) if isinstance(value, float) else value}" for key, value in row.items()))
         rows.append(row)
     wanted.output.finish({"machine": kernels.machine(device), "kernels": rows})
+
+
+def _encoders(wanted: Bench, run: Path, recipe: Recipe, device: torch.device) -> None:
+    """Compare the small encoders' gradients with the autoencoders'."""
+    from fourdfy_cli.bench import encoders
+
+    rows = []
+    for row in encoders.measure(run, recipe, device):
+        wanted.output.note("{branch} picture {picture}: cosine {cosine:.4f}, length {length:.3f}".format(**row))
+        rows.append(row)
+    wanted.output.finish({"run": run, "encoders": rows, "mean_cosine": sum(row["cosine"] for row in rows) / len(rows)})
 
 
 def _recipe(wanted: Bench) -> Recipe:

@@ -1,4 +1,4 @@
-"""`fourdfy models list|pull|verify|convert`: the published weights that the set "paper" is made of."""
+"""`fourdfy models list|pull|verify|embed|convert`: the published weights that the set "paper" is made of."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="The published weights: what they are, where they are, and getting them.", rich_markup_mode="rich")
 
-Roles = Annotated[list[str] | None, typer.Argument(metavar="[ROLE]...", help="multiview, image, lora, video, clip.", show_default="all")]
+Roles = Annotated[
+    list[str] | None, typer.Argument(metavar="[ROLE]...", help="multiview, image, lora, video, clip, tiny.", show_default="all")
+]
 Pickle = Annotated[Path, typer.Argument(metavar="FILE", help="A .pt, .ckpt or .bin file, or a folder with some.", show_default=False)]
 Trust = Annotated[bool, typer.Option("--trust", help="Yes, read this pickle: its source is known to me.")]
 Folder = Annotated[Path | None, typer.Option("--out", help="Folder for the safetensors files.", show_default="FILE-safetensors")]
+Embeddings = Annotated[Path, typer.Option("--out", help="Folder for the embeddings.", show_default=False)]
+Preset = Annotated[str, typer.Option("--preset", help="Whose texts: view words, negative prompt.")]
 Preview = Annotated[bool, typer.Option("--dry-run", help="Say what would be downloaded, and stop; asks no network.")]
 
 
@@ -53,7 +57,15 @@ def list_(choice: Choice) -> None:
                 continue
             size = round(known.bytes / 1e9, 2) if known else None
             licence = known.licence if known else "unknown"
-            rows.append({"role": role, "id": wanted, "licence": licence, "GB": size, "cached": hub.cached(role, wanted) is not None})
+            rows.append(
+                {
+                    "role": role,
+                    "id": wanted,
+                    "licence": licence,
+                    "GB": size,
+                    "cached": hub.cached(role, wanted, hub.skipped(role, models)) is not None,
+                }
+            )
             if choice.json:
                 rows[-1] |= {"used": wanted == (own or row(role).id), "commercial": known.commercial if known else None}
     if not choice.commercial:
@@ -69,9 +81,10 @@ def pull(choice: Choice, roles: Roles = None, dry_run: Preview = False) -> None:
 
     models = _models(choice)
     wanted = {role: getattr(models, role) for role in _roles(roles)}
+    skip = {role: hub.skipped(role, models) for role in wanted}
     if choice.commercial:
         hub.refuse_non_commercial(replace(models, set="paper"), wanted)
-    rows = [_plan(role, model) for role, model in wanted.items()]
+    rows = [_plan(role, model, skip[role]) for role, model in wanted.items()]
     total = sum(row["bytes"] for row in rows)
     if dry_run:
         return choice.output.finish({"models": rows, "bytes": total})
@@ -83,7 +96,7 @@ def pull(choice: Choice, roles: Roles = None, dry_run: Preview = False) -> None:
         disable_progress_bars()
     for row in rows:
         choice.output.note(f"{row['role']}: {row['id']}")
-        row["folder"] = str(hub.locate(row["role"], wanted[row["role"]]))
+        row["folder"] = str(hub.locate(row["role"], wanted[row["role"]], skip[row["role"]]))
     choice.output.finish({"models": rows, "bytes": total})
 
 
@@ -97,12 +110,12 @@ def verify(choice: Choice, roles: Roles = None) -> None:
     models = _models(choice)
     rows, bad = [], []
     for role in _roles(roles):
-        folder = hub.cached(role, getattr(models, role))
+        folder = hub.cached(role, getattr(models, role), hub.skipped(role, models))
         if folder is None:
             if roles:
                 raise FourdfyError(f"the {role} model is not here", f"fourdfy models pull {role}", ENVIRONMENT)
             continue
-        names = hub.files(role, folder)
+        names = hub.files(role, folder, hub.skipped(role, models))
         for path, verdict in choice.output.counted(check(folder, names), len(names), role):
             rows.append({"role": role, "file": str(path.relative_to(folder)), "verdict": verdict})
             if verdict in ("damaged", "truncated"):
@@ -113,6 +126,22 @@ def verify(choice: Choice, roles: Roles = None) -> None:
     if not rows:
         choice.output.note("none of the models is here")
     choice.output.finish({"files": rows})
+
+
+@app.command()
+@options.grouped
+def embed(prompt: options.Prompt, choice: Choice, out: Embeddings, preset: Preset = "wan") -> None:
+    """Encode the texts that a run would show the video model: a folder for --set models.embeddings=FOLDER, with which a run needs no text
+    encoder."""
+    from fourdfy_cli.diffusion import sets, text, textcache
+    from fourdfy_cli.guidance.build import wanted_texts
+
+    recipe = options.recipe(options.Run(choice.context, preset=preset, settings=choice.settings))
+    options.check_writable(out)
+    spec = sets.located("video", recipe.models.video, ("unet", "transformer", "vae", "scheduler"))
+    texts = wanted_texts(prompt, recipe, "video")
+    paths = textcache.keep_ready(out, dict(zip(texts, text.encode(spec, texts, "cpu"), strict=True)))
+    choice.output.finish({"folder": out, "texts": texts, "files": paths})
 
 
 @app.command()
@@ -137,7 +166,7 @@ def _models(choice: Choice) -> Models:
     for setting in choice.settings:
         if not setting.startswith("models."):
             raise FourdfyError(f"--set here chooses models, not {setting!r}", "--set models.video=FOLDER_OR_ID", USAGE)
-    return options.recipe(options.Run(choice.context, models="paper", settings=choice.settings)).models
+    return options.recipe(options.Run(choice.context, models="paper", settings=choice.settings, commercial=choice.commercial)).models
 
 
 def _roles(roles: list[str] | None) -> list[str]:
@@ -149,20 +178,20 @@ def _roles(roles: list[str] | None) -> list[str]:
     return list(dict.fromkeys(roles or ROLES))
 
 
-def _plan(role: str, wanted: str) -> dict[str, Any]:
+def _plan(role: str, wanted: str, skip: tuple[str, ...]) -> dict[str, Any]:
     """What pulling a model means: id, licence, files and bytes to download. Raises FourdfyError as `hub.locate` for a folder."""
     from fourdfy_cli.diffusion import hub
     from fourdfy_cli.diffusion.table import row
 
     if hub.is_folder(wanted):
-        hub.locate(role, wanted)
+        hub.locate(role, wanted, skip)
     known = hub.described(role, wanted)
     return {
         "role": role,
         "id": wanted or row(role).id,
         "licence": known.licence if known else "unknown",
-        "bytes": hub.missing_bytes(role, wanted),
-        "files": list((known or row(role)).files),
+        "bytes": hub.missing_bytes(role, wanted, skip),
+        "files": [name for name in (known or row(role)).files if not name.startswith(skip)],
     }
 
 

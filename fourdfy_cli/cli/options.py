@@ -74,7 +74,8 @@ class Run(Common):
     """Options of the commands that train."""
 
     preset: Annotated[
-        str | None, typer.Option("--preset", envvar="FOURDFY_PRESET", help="paper, official, fast or nano.", show_default="fits --models")
+        str | None,
+        typer.Option("--preset", envvar="FOURDFY_PRESET", help="paper, official, fast, wan, hour or nano.", show_default="fits --models"),
     ] = None
     models: Annotated[
         str | None,
@@ -82,7 +83,7 @@ class Run(Common):
     ] = None
     size: Annotated[str, typer.Option("--size", help="Of the random models: full or tiny (the pictures shrink too).")] = "full"
     smoke: Annotated[bool, typer.Option("--smoke", help="Two steps a stage, each on the branch that the stage adds.")] = False
-    commercial: Annotated[bool, typer.Option("--commercial", help="Refuse models that may not be used commercially.")] = False
+    commercial: Annotated[bool, typer.Option("--commercial", help="Only models that may be used for profit; Wan for video.")] = False
     settings: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the recipe; may be repeated.", show_default=False)
     ] = field(default_factory=list)
@@ -160,7 +161,10 @@ def recipe(options: Run, base: Recipe | None = None) -> Recipe:
 
     chosen = base if base and options.preset is None and options.models is None else _preset(options, base)
     from_file = [f"{key}={value}" for key, value in config.leaves(file_settings().get("set", {})).items()]
-    for assignment in (*from_file, *os.environ.get("FOURDFY_SET", "").split(), *options.settings):
+    assignments = (*from_file, *os.environ.get("FOURDFY_SET", "").split(), *options.settings)
+    if options.commercial and chosen.models.set == "paper" and not any(one.startswith("models.video=") for one in assignments):
+        chosen = chosen if chosen.models.video else presets.with_wan(chosen)
+    for assignment in assignments:
         chosen = config.override(chosen, assignment, renamed)
     return presets.smoke(chosen) if options.smoke else chosen
 
@@ -201,6 +205,8 @@ def origins(options: Run, recipe: Recipe) -> dict[str, str]:
     plain = presets.preset(recipe.name) if recipe.name in presets.PRESETS else recipe
     if options.size == "tiny":
         found |= {"models.size": "--size tiny"} | dict.fromkeys(differences(plain, presets.tiny(plain)), "--size tiny")
+    if options.commercial and recipe.models.video == presets.with_wan(plain).models.video:
+        found |= dict.fromkeys(differences(plain, presets.with_wan(plain)), "--commercial")
     found |= dict.fromkeys(config.leaves(file_settings().get("set", {})), str(FILE))
     found |= {one.partition("=")[0]: "environment" for one in os.environ.get("FOURDFY_SET", "").split()}
     found |= {one.partition("=")[0]: "command line" for one in options.settings}

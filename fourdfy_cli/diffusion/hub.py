@@ -12,23 +12,42 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fourdfy_cli.config import Models
-from fourdfy_cli.diffusion.table import CAMERA_PROJECTION, CLIP_FILES, FP16, OTHERS, PARTS, ROLES, WEIGHTS, Row, find, row
+from fourdfy_cli.diffusion.shards import missing as missing_shard
+from fourdfy_cli.diffusion.table import (
+    CAMERA_PROJECTION,
+    CLIP_FILES,
+    FP16,
+    OTHERS,
+    PARTS,
+    ROLES,
+    TEXTS,
+    TINY_FILES,
+    TRANSFORMER,
+    WEIGHTS,
+    Row,
+    find,
+    row,
+)
 from fourdfy_cli.diffusion.unreachable import nearest, refusal
 from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError, typed
 
 ID = re.compile(r"[\w.-]+/[\w.-]+(@(?!.*\.\.)\w[\w./-]*)?")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+LOOSE = {"clip": CLIP_FILES, "tiny": TINY_FILES}  # roles whose files lie right in the folder
+NEWER = "transformer/"  # what only a newer video model's folder holds
+T5_TOKENIZERS = ("tokenizer.json", "spiece.model")  # the first that is there
 OPTIONAL = ("tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json")
 
 
-def locate(role: str, wanted: str = "") -> Path:
-    """The folder with a role's files, downloaded if need be; `wanted` is a folder, an id[@revision], or "" for the table's choice.
+def locate(role: str, wanted: str = "", skip: tuple[str, ...] = ()) -> Path:
+    """The folder with a role's files, downloaded if need be; `wanted` is a folder, an id[@revision], or "" for the table's choice. Parts
+    to `skip` need not be there.
 
     Raises FourdfyError: exit 2 for what is neither a folder nor an id, exit 3 for files that cannot be had.
     """
     if is_folder(wanted):
-        return _folder(role, wanted)
-    found = cached(role, wanted)
+        return _folder(role, wanted, skip)
+    found = cached(role, wanted, skip)
     if found:
         return found
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, XetDownloadError
@@ -36,7 +55,7 @@ def locate(role: str, wanted: str = "") -> Path:
     failure: Exception | None = None
     for id, revision in sources(role, wanted):
         try:
-            return _fetch(role, id, revision)
+            return _fetch(role, id, revision, skip)
         except (FourdfyError, OSError, HTTPError, ImportError, ValueError, XetDownloadError) as error:  # ImportError: SOCKS
             failure = failure or error
             if isinstance(error, (HTTPError, ConnectionError)) and not isinstance(error, HfHubHTTPError):
@@ -47,20 +66,26 @@ def locate(role: str, wanted: str = "") -> Path:
     raise refusal(role, wanted, failure) from failure
 
 
-def cached(role: str, wanted: str = "") -> Path | None:
+def cached(role: str, wanted: str = "", skip: tuple[str, ...] = ()) -> Path | None:
     """The folder with all of a role's files if it is on this machine; never asks the network. Raises FourdfyError (exit 2) as `locate`."""
     if is_folder(wanted):
         folders = [Path(wanted).expanduser()]
     else:
         folders = [folder for id, revision in sources(role, wanted) for folder in _snapshots(id, revision)]
-    return next((folder for folder in folders if _complete(role, folder)), None)
+    return next((folder for folder in folders if _complete(role, folder, skip)), None)
 
 
-def missing_bytes(role: str, wanted: str = "") -> int:
+def missing_bytes(role: str, wanted: str = "", skip: tuple[str, ...] = ()) -> int:
     """Bytes that `locate` would download, from the table (for an id it does not know: as much as the role's own row); no network."""
-    if is_folder(wanted) or cached(role, wanted):
+    if is_folder(wanted) or cached(role, wanted, skip):
         return 0
-    return (described(role, wanted) or row(role)).bytes
+    known = described(role, wanted) or row(role)
+    return known.bytes - (known.text_bytes if skip else 0)
+
+
+def skipped(role: str, models: Models) -> tuple[str, ...]:
+    """The parts that a role does without: text encoder and tokenizer where there are ready embeddings."""
+    return TEXTS if role == "video" and models.embeddings else ()
 
 
 def is_folder(wanted: str) -> bool:
@@ -82,15 +107,17 @@ def sources(role: str, wanted: str = "") -> list[tuple[str, str]]:
     return [(pin.partition("@")[0], pin.partition("@")[2]) for pin in pins]
 
 
-def choose(role: str, names: Iterable[str], where: str) -> list[str]:
-    """Of the paths that a repository or a folder has, those a role wants, half precision before full.
+def choose(role: str, names: Iterable[str], where: str, skip: tuple[str, ...] = ()) -> list[str]:
+    """Of the paths that a repository or a folder has, those a role wants, half precision before full, without the parts to `skip`.
 
     Raises FourdfyError (exit 3) naming the first that is missing.
     """
     names = set(names)
+    if role == "video" and any(name.startswith(NEWER) for name in names) and "unet/config.json" not in names:
+        return _transformer(names, where, skip)
     chosen = [name for name in names if role == "multiview" and name.startswith(f"{CAMERA_PROJECTION}/") and not name.endswith(PICKLES)]
     chosen = [name for name in chosen if name.endswith((".json", ".safetensors"))]
-    for options in _wanted(role):
+    for options in _wanted(role, skip):
         name = next((name for name in options if name in names), None)
         if name:
             chosen.append(name)
@@ -99,9 +126,38 @@ def choose(role: str, names: Iterable[str], where: str) -> list[str]:
     return sorted(chosen)
 
 
-def files(role: str, folder: Path) -> list[str]:
+def _transformer(names: set[str], where: str, skip: tuple[str, ...]) -> list[str]:
+    """The paths of a newer video model: a transformer, weights in one file or in numbered shards with their index."""
+    chosen = [name for name in ("model_index.json",) if name in names]
+    for part in (part for part in TRANSFORMER if part not in skip):
+        if part in WEIGHTS:
+            chosen += _weights(names, where, part)
+        options = [f"{part}/{name}" for name in (T5_TOKENIZERS if part == "tokenizer" else OTHERS.get(part, ("config.json",)))]
+        name = next((name for name in options if name in names), None)
+        if name is None:
+            raise _lacks(names, options[-1], where)
+        chosen.append(name)
+    return sorted(chosen)
+
+
+def _weights(names: set[str], where: str, part: str) -> list[str]:
+    """A part's weights: half precision, one file, or an index and all its shards."""
+    stem = f"{part}/{WEIGHTS[part]}"
+    for whole in (f"{stem}{FP16}.safetensors", f"{stem}.safetensors"):
+        if whole in names:
+            return [whole]
+    index = f"{stem}.safetensors.index.json"
+    shards = {name for name in names if re.fullmatch(rf"{re.escape(stem)}-\d{{5}}-of-\d{{5}}\.safetensors", name)}
+    if index not in names or not shards:
+        raise _lacks(names, f"{stem}.safetensors", where)
+    if lacking := missing_shard(shards):
+        raise _lacks(names, lacking, where)
+    return [index, *shards]
+
+
+def files(role: str, folder: Path, skip: tuple[str, ...] = ()) -> list[str]:
     """The paths in a folder that a role reads; raises FourdfyError (exit 3) if one is missing."""
-    return choose(role, _listing(role, folder), str(folder))
+    return choose(role, _listing(role, folder), str(folder), skip)
 
 
 def refuse_non_commercial(models: Models, roles: Iterable[str] = ROLES) -> None:
@@ -124,12 +180,12 @@ def described(role: str, wanted: str = "") -> Row | None:
     return find(repository.removeprefix("models--").replace("--", "/"), role)
 
 
-def _wanted(role: str) -> list[tuple[str, ...]]:
+def _wanted(role: str, skip: tuple[str, ...]) -> list[tuple[str, ...]]:
     """For each file of a role its possible paths, best first."""
-    if role == "clip":
-        return [(name,) for name in CLIP_FILES]
+    if role in LOOSE:
+        return [(name,) for name in LOOSE[role]]
     found: list[tuple[str, ...]] = []
-    for part in PARTS[role]:
+    for part in (part for part in PARTS[role] if part not in skip):
         if part in WEIGHTS:
             stem = f"{part}/{WEIGHTS[part]}"
             found += [(f"{part}/config.json",), (f"{stem}{FP16}.safetensors", f"{stem}.safetensors")]
@@ -138,24 +194,25 @@ def _wanted(role: str) -> list[tuple[str, ...]]:
     return found
 
 
-def _folder(role: str, wanted: str) -> Path:
+def _folder(role: str, wanted: str, skip: tuple[str, ...]) -> Path:
     folder = Path(wanted).expanduser()
     if not folder.is_dir():
         raise FourdfyError(f"models.{role}: there is no folder {wanted}", f"fourdfy models pull {role}", ENVIRONMENT)
-    files(role, folder)
+    files(role, folder, skip)
     return folder
 
 
-def _complete(role: str, folder: Path) -> bool:
+def _complete(role: str, folder: Path, skip: tuple[str, ...]) -> bool:
     try:
-        return bool(files(role, folder))
+        return bool(files(role, folder, skip))
     except FourdfyError:
         return False
 
 
 def _listing(role: str, folder: Path) -> list[str]:
     """Paths of the files in the folders of a role's parts, and right in the folder."""
-    places = [folder, *(folder / part for part in (*PARTS[role], CAMERA_PROJECTION))]
+    newer = TRANSFORMER[:1] if role == "video" else ()
+    places = [folder, *(folder / part for part in (*PARTS[role], *newer, CAMERA_PROJECTION))]
     return [path.relative_to(folder).as_posix() for place in places if place.is_dir() for path in place.iterdir() if path.is_file()]
 
 
@@ -169,7 +226,7 @@ def _snapshots(id: str, revision: str) -> list[Path]:
     return sorted((storage / "snapshots").glob(f"{commit}*")) if re.fullmatch(r"[0-9a-f]{7,40}", commit) else []
 
 
-def _fetch(role: str, id: str, revision: str) -> Path:
+def _fetch(role: str, id: str, revision: str, skip: tuple[str, ...]) -> Path:
     """Download a role's files into the Hub's cache; raises FourdfyError or one of huggingface_hub's errors."""
     from huggingface_hub import HfApi, logging, snapshot_download
 
@@ -179,7 +236,7 @@ def _fetch(role: str, id: str, revision: str) -> Path:
         commits = [commit.commit_id for commit in api.list_repo_commits(id)]
         revision = next((commit for commit in commits if commit.startswith(revision)), revision)
     info = api.model_info(id, revision=revision)
-    chosen = choose(role, [file.rfilename for file in info.siblings or []], f"{id}@{revision}")
+    chosen = choose(role, [file.rfilename for file in info.siblings or []], f"{id}@{revision}", skip)
     return Path(snapshot_download(id, revision=revision, allow_patterns=chosen))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderDC, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
+from diffusers import AutoencoderDC, AutoencoderTiny, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
 from jaxtyping import Float
 from torch import Tensor
 
@@ -47,6 +47,7 @@ class ModelSpec:
     revision: str = ""
     prediction: str | None = None
     seed: int | None = None
+    embeddings: str = ""  # a folder of texts that are encoded already, in place of text encoder and tokenizer
 
     def folder(self, part: str) -> Path:
         """The subfolder of one of the parts named above."""
@@ -92,17 +93,23 @@ class Diffusion:
     ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B ..."]]:
         """Network outputs under both texts (N, M = 1 or B), the same camera [B 16] for both, in one batch of 2B."""
         texts = torch.cat([text.expand(len(z_t), -1, -1) for text in (cond, uncond)])
-        output = predict(self.unet, torch.cat([z_t, z_t]), t, texts, None if camera is None else torch.cat([camera, camera]))
+        output = self.output(torch.cat([z_t, z_t]), t, texts, None if camera is None else torch.cat([camera, camera]))
         return output[: len(z_t)], output[len(z_t) :]
 
+    def output(self, z_t: Float[Tensor, "B ..."], t: int, text: Float[Tensor, "B L C"], camera: Tensor | None = None) -> Tensor:
+        """The network's raw output for z_t at noise level t, with a graph if one is asked for."""
+        return predict(self.unet, z_t, self.schedule.time(t), text, camera)
 
-def predict(unet: Unet, z_t: Float[Tensor, "B ..."], t: int, text: Float[Tensor, "B L C"], camera: Tensor | None = None) -> Tensor:
-    """The UNet's raw output for z_t at noise level t, in z_t's dtype whatever the network's."""
+
+def predict(
+    unet: Unet, z_t: Float[Tensor, "B ..."], time: int | float, text: Float[Tensor, "B L C"], camera: Tensor | None = None
+) -> Float[Tensor, "B ..."]:
+    """The UNet's raw output for z_t at the time of its noise level (`Schedule.time`), in z_t's dtype whatever the network's."""
     labels = {}
     if camera is not None:
         weight = unet.class_embedding.linear_1.weight
         labels = {"class_labels": camera.to(weight.device, weight.dtype)}
-    level = torch.tensor(t, device=z_t.device)
+    level = torch.tensor(time, device=z_t.device)
     if isinstance(unet, UNetMotionModel):  # wants a text for each frame
         text = text.repeat_interleave(z_t.shape[2], 0)
     return unet(z_t.to(unet.dtype), level, encoder_hidden_states=text.to(z_t.device, unet.dtype), **labels).sample.to(z_t.dtype)
@@ -146,8 +153,8 @@ def encode(vae: Vae, rgb: Float[Tensor, "N 3 H W"]) -> tuple[Float[Tensor, "N C 
     """Mean and standard deviation of the scaled latents of pictures in [0,1], with a graph; no deviation if the VAE is deterministic."""
     scale = vae.config["scaling_factor"]
     coded = vae.encode((rgb * 2 - 1).to(vae.dtype))
-    if isinstance(vae, AutoencoderDC):
-        return (coded.latent * scale).to(rgb.dtype), None
+    if isinstance(vae, (AutoencoderDC, AutoencoderTiny)):
+        return ((coded.latent if isinstance(vae, AutoencoderDC) else coded.latents) * scale).to(rgb.dtype), None
     return (coded.latent_dist.mean * scale).to(rgb.dtype), (coded.latent_dist.std * scale).to(rgb.dtype)
 
 

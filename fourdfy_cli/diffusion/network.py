@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fourdfy_cli.diffusion import mvdream
+from fourdfy_cli.diffusion import mvdream, shards
+from fourdfy_cli.diffusion.limits import LIMITS, MOST_NUMBERS, bounded
 from fourdfy_cli.errors import ENVIRONMENT, FourdfyError, typed
 from fourdfy_cli.store import gate
 
@@ -35,19 +36,39 @@ def network(
     dtype: torch.dtype,
     seed: int | None = None,
     camera: Path | None = None,
+    restore: Callable[[Any], None] | None = None,
 ) -> nn.Module:
     """A frozen network with the weights of its file, or with a `seed`, drawn on the device itself; `camera` is a folder that holds the
-    camera embedding apart."""
+    camera embedding apart, `restore` what fills the tables that are in no file."""
     model = empty(folder, classes, camera is not None)
     if seed is not None:
         draw(model, seed, device, dtype)
+    elif type(model).__name__ in LIMITS:
+        load(model, folder, dtype)
     else:
         path = weights_file(folder, STEM, dtype)
         state = stock_names(model, read_weights(path, model), path)
         if camera is not None:
             state |= {f"class_embedding.{key}": value for key, value in read_weights(weights_file(camera, STEM, dtype), model).items()}
         fill(model, {key: value.to(dtype) for key, value in state.items()}, path)
+    if restore is not None:
+        restore(model)
     return model.to(device).eval().requires_grad_(False)
+
+
+def load(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
+    """Give a network the weights of its file or shards, in float32 at least what its class says must be; names and shapes are compared
+    before memory is taken."""
+    path = shards.index(folder, STEM)
+    paths = [weights_file(folder, STEM, dtype)] if path is None else shards.files(path)
+    state = shards.read(paths, {name: tuple(value.shape) for name, value in model.state_dict().items()})
+    fill(model, {key: value.to(kept(model, key, dtype)) for key, value in state.items()}, paths[0])
+
+
+def kept(model: nn.Module, key: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of one parameter of a network that is wanted in `dtype`."""
+    wide = getattr(model, "_keep_in_fp32_modules", None) or ()
+    return torch.promote_types(dtype, torch.float32) if set(key.split(".")) & set(wide) else dtype
 
 
 def empty(folder: Path, classes: Mapping[str, type[nn.Module]], camera: bool = False) -> nn.Module:
@@ -67,8 +88,12 @@ def described(config: Mapping[str, Any], classes: Mapping[str, type[nn.Module]],
         if name not in classes:
             raise broken(f"{path}: the class {name!r} is not one of {', '.join(classes)}")
         known = inspect.signature(classes[name].__init__).parameters
+        chosen = bounded(name, config, path) if name in LIMITS else {key: value for key, value in config.items() if key in known}
         with torch.device("meta"):
-            return classes[name](**{key: value for key, value in config.items() if key in known and key != "self"})
+            model = classes[name](**{key: value for key, value in chosen.items() if key != "self"})
+        if (numbers := sum(parameter.numel() for parameter in model.parameters())) > MOST_NUMBERS:
+            raise ValueError(f"{numbers} parameters are too many")
+        return model
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, IndexError, ZeroDivisionError) as error:
         raise broken(f"{path} does not describe a {config.get('_class_name')}: {line(error)}") from error
 
@@ -113,7 +138,7 @@ def draw(model: nn.Module, seed: int, device: torch.device | str, dtype: torch.d
     generator = torch.Generator(device).manual_seed(seed)
     state = {}
     for name, parameter in model.state_dict().items():
-        drawn = torch.empty(parameter.shape, device=device, dtype=dtype)
+        drawn = torch.empty(parameter.shape, device=device, dtype=kept(model, name, dtype))
         if parameter.dim() > 1:
             state[name] = drawn.normal_(0, 1 / math.sqrt(parameter[0].numel()), generator=generator)
         else:

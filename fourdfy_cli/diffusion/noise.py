@@ -7,6 +7,8 @@ standard normal noise, z_t the noised latent, all [B ...]. Variance-preserving m
 
 and predict eps ("epsilon") or v = a eps - s z ("v_prediction"). Flow models ("flow_prediction") noise by z_t = (1 - tau) z + tau eps and
 predict eps - z; they fit the same table with abar = (1 - tau)^2 / ((1 - tau)^2 + tau^2), the abar of equal signal-to-noise ratio.
+
+The time that a network is told is not always its level's index: `Schedule.time` knows it. A flow model hears T tau.
 """
 
 from __future__ import annotations
@@ -19,16 +21,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fourdfy_cli.errors import ENVIRONMENT, FourdfyError
+from fourdfy_cli.store.gate import within
 
 PREDICTIONS = ("epsilon", "v_prediction", "flow_prediction")
+MOST_STEPS = 100_000  # noise levels of a schedule
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """alphas_cumprod [T] (float64, falling, in [0,1]) and what the network predicts, one of PREDICTIONS."""
+    """alphas_cumprod [T] (float64, falling, in [0,1]), what the network predicts, one of PREDICTIONS, and the times [T] that it is told
+    (None: 0..T-1)."""
 
     alphas_cumprod: Tensor
     prediction: str
+    times: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
@@ -41,25 +47,14 @@ class Schedule:
     def from_config(config: dict[str, Any]) -> Schedule:
         """The schedule of a diffusers `scheduler_config.json`; raises FourdfyError (exit 3) for one it does not know."""
         steps = config.get("num_train_timesteps", 1000)
-        if str(config.get("_class_name", "")).startswith("FlowMatch"):
-            return _flow(steps, config)
-        low, high, kind = (config.get(key) for key in ("beta_start", "beta_end", "beta_schedule"))
-        if kind not in ("linear", "scaled_linear"):
-            raise _unsupported("beta_schedule", kind, ("linear", "scaled_linear"))
-        if not (isinstance(low, float) and isinstance(high, float) and isinstance(steps, int) and 0 < low < high < 1 < steps):
-            raise _unsupported("beta_start, beta_end, num_train_timesteps", (low, high, steps), ("0 < start < end < 1", "steps > 1"))
-        if config.get("trained_betas") is not None:
-            raise _unsupported("betas", "trained", ("plain",))
-        root = 2 if kind == "scaled_linear" else 1
-        betas = torch.linspace(low ** (1 / root), high ** (1 / root), steps, dtype=torch.float64) ** root
-        prediction = config.get("prediction_type", "epsilon")
-        if prediction not in PREDICTIONS[:2]:
-            raise _unsupported("prediction_type", prediction, PREDICTIONS[:2])
-        if not config.get("rescale_betas_zero_snr", False):
-            return Schedule((1 - betas).cumprod(0), prediction)
-        if prediction == "epsilon":
-            raise _unsupported("prediction_type of zero terminal SNR", prediction, ("v_prediction",))
-        return Schedule(_to_pure_noise((1 - betas).cumprod(0)), prediction)
+        if not within(steps, int, 2, MOST_STEPS):
+            raise _unsupported("num_train_timesteps", steps, (f"2 to {MOST_STEPS}",))
+        flow = str(config.get("_class_name", "")).startswith("FlowMatch") or config.get("use_flow_sigmas", False)
+        return _flow(steps, config) if flow else _diffusion(steps, config)
+
+    def time(self, t: int) -> int | float:
+        """What the network must be told at level t."""
+        return t if self.times is None else self.times[t].item()
 
     def scales(self, t: int | Int[Tensor, " B"], like: Tensor) -> tuple[Tensor, Tensor]:
         """Signal and noise scale of z_t, shaped to multiply `like`."""
@@ -108,6 +103,31 @@ def guided(cond: Float[Tensor, "B ..."], uncond: Float[Tensor, "B ..."], scale: 
     return uncond + scale * (cond - uncond)
 
 
+def _diffusion(steps: int, config: dict[str, Any]) -> Schedule:
+    """Variance-preserving noise from betas; CogVideoX shifts its signal-to-noise ratio by 1 / snr_shift_scale; at wish zero at the end."""
+    low, high, kind = (config.get(key) for key in ("beta_start", "beta_end", "beta_schedule"))
+    if kind not in ("linear", "scaled_linear"):
+        raise _unsupported("beta_schedule", kind, ("linear", "scaled_linear"))
+    if not (isinstance(low, float) and isinstance(high, float) and 0 < low < high < 1):
+        raise _unsupported("beta_start, beta_end", (low, high), ("0 < start < end < 1",))
+    if config.get("trained_betas") is not None:
+        raise _unsupported("betas", "trained", ("plain",))
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in PREDICTIONS[:2]:
+        raise _unsupported("prediction_type", prediction, PREDICTIONS[:2])
+    root = 2 if kind == "scaled_linear" else 1
+    betas = torch.linspace(low ** (1 / root), high ** (1 / root), steps, dtype=torch.float64) ** root
+    abar = (1 - betas).cumprod(0)
+    shift = config.get("snr_shift_scale", 3.0 if str(config.get("_class_name", "")).startswith("CogVideoX") else 1.0)
+    if shift != 1:
+        abar = abar / (_shift("snr_shift_scale", shift) + (1 - shift) * abar)
+    if not config.get("rescale_betas_zero_snr", False):
+        return Schedule(abar, prediction)
+    if prediction == "epsilon":
+        raise _unsupported("prediction_type of zero terminal SNR", prediction, ("v_prediction",))
+    return Schedule(_to_pure_noise(abar), prediction)
+
+
 def _to_pure_noise(abar: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
     """Signal scales shifted and stretched so that the last is 0 and the first as before (Lin et al. 2024, algorithm 1)."""
     signal = abar.sqrt()
@@ -115,13 +135,27 @@ def _to_pure_noise(abar: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
 
 
 def _flow(steps: int, config: dict[str, Any]) -> Schedule:
-    """Rectified flow with a fixed timestep shift, tau = shift u / (1 + (shift - 1) u) for u = 1/T..1."""
-    if config.get("use_dynamic_shifting", False):
-        raise _unsupported("use_dynamic_shifting", True, (False,))
+    """Rectified flow with a fixed timestep shift, tau = shift u / (1 + (shift - 1) u) for u = 1/T..1. The network hears T tau;
+    UniPC's and DPM-Solver's schedulers of diffusers cut it to a whole number below T, so a model that is published with one hears that."""
+    euler = str(config.get("_class_name", "")).startswith("FlowMatch")
+    for key in ("use_dynamic_shifting", "invert_sigmas"):
+        if config.get(key, False):
+            raise _unsupported(key, True, (False,))
+    prediction = config.get("prediction_type", "flow_prediction")
+    if prediction != "flow_prediction":
+        raise _unsupported("prediction_type of flow sigmas", prediction, ("flow_prediction",))
+    key = "shift" if euler else "flow_shift"
+    shift = _shift(key, config.get(key, 1.0))
     u = torch.arange(1, steps + 1, dtype=torch.float64) / steps
-    shift = config.get("shift", 1.0)
     tau = shift * u / (1 + (shift - 1) * u)
-    return Schedule((1 - tau) ** 2 / ((1 - tau) ** 2 + tau**2), "flow_prediction")
+    times = steps * tau if euler else (steps * tau + 1e-9).long().clamp(max=steps - 1)
+    return Schedule((1 - tau) ** 2 / ((1 - tau) ** 2 + tau**2), "flow_prediction", times)
+
+
+def _shift(key: str, value: Any) -> float:
+    if not within(value, float, 0.01, 100):
+        raise _unsupported(key, value, ("0.01 to 100",))
+    return float(value)
 
 
 def _unsupported(key: str, value: Any, known: tuple) -> FourdfyError:

@@ -8,7 +8,6 @@ precision, old parameter names and all. Both are made anew in each process, from
 from __future__ import annotations
 
 import functools
-import json
 import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
@@ -17,10 +16,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from fourdfy_cli.config import Models, Vsd
-from fourdfy_cli.diffusion import hub, mvdream, network, sizes, table, text, verify
+from fourdfy_cli.config import Models, Recipe, Vsd
+from fourdfy_cli.diffusion import hub, mvdream, network, priors, randoms, sizes, sizes_video, table, text, verify
 from fourdfy_cli.diffusion.models import NANO, WEIGHTS, ModelSpec
+from fourdfy_cli.diffusion.prior import TINY_COSTS, Cost, VideoPrior
 from fourdfy_cli.errors import USAGE, FourdfyError, typed
 
 SETS = ("paper", "nano", "random")
@@ -32,13 +33,33 @@ def specs(models: Models, roles: Iterable[str]) -> dict[str, ModelSpec]:
     Raises FourdfyError: exit 2 for a set or size that does not exist, exit 3 for a model that cannot be had.
     """
     own = _own(models)
-    return {role: located(role, named) if (named := getattr(models, role)) else own.get(role) or located(role) for role in roles}
+    found = {role: _spec(models, own, role) for role in roles}
+    if models.embeddings and "video" in found:
+        found["video"] = replace(found["video"], embeddings=models.embeddings)
+    return found
+
+
+def _spec(models: Models, own: dict[str, ModelSpec], role: str) -> ModelSpec:
+    """A role's model; of the random set, a published video model's id stands for its structure."""
+    named = getattr(models, role)
+    if models.set == "random" and role == "tiny" and not named:
+        return random_tiny(models.size)
+    if models.set == "random" and role == "video" and (id := randoms.named(named)):
+        return random_video(id, models.size)
+    skip = hub.skipped(role, models)
+    return located(role, named, skip) if named else own.get(role) or located(role, "", skip)
 
 
 def roles(branches: Iterable[str], vsd: Vsd) -> tuple[str, ...]:
     """The roles that the guidances of `branches` need: theirs, and the LoRA's unless it is put on the image model."""
     branches = tuple(branches)
     return (*branches, "lora") if "image" in branches and not vsd.share_base else branches
+
+
+def small(recipe: Recipe, branches: Iterable[str]) -> tuple[str, ...]:
+    """The roles of the small encoders ("tiny", "tiny_video") that branches ask for in some stage."""
+    asking = [name for name in branches if any(getattr(recipe.stage(number), name).encoder == "tiny" for number in (1, 2, 3))]
+    return tuple(dict.fromkeys(video_kind(recipe.models).TINY if name == "video" else "tiny" for name in asking))
 
 
 def _own(models: Models) -> dict[str, ModelSpec]:
@@ -58,14 +79,19 @@ def check_nano(specs: Iterable[ModelSpec]) -> None:
     verify.check(Path(WEIGHTS), names, "pip install --force-reinstall fourdfy")
 
 
-def located(role: str, named: str = "") -> ModelSpec:
-    """A model of the table, or the folder or Hub id[@revision] `named`, on this machine's disk; raises FourdfyError (exit 3) where it
-    cannot be had, or is not what was published."""
-    folder, row = hub.locate(role, named), hub.described(role, named)
+def located(role: str, named: str = "", skip: tuple[str, ...] = ()) -> ModelSpec:
+    """A model of the table, or the folder or Hub id[@revision] `named`, on this machine's disk, without the parts to `skip`; raises
+    FourdfyError (exit 3) where it cannot be had, or is not what was published."""
+    folder, row = hub.locate(role, named, skip), hub.described(role, named)
     again = ["--set", f"models.{role}={named}"] if named else []
-    verify.check(folder, hub.files(role, folder), typed("fourdfy", "models", "verify", role, *again))
+    verify.check(folder, hub.files(role, folder, skip), typed("fourdfy", "models", "verify", role, *again))
     known = {} if row is None else {"licence": row.licence, "prediction": row.prediction}
-    return ModelSpec(role, str(folder), revision=revision(folder), **known)
+    return ModelSpec(role, str(folder), unet=network_folder(folder), revision=revision(folder), **known)
+
+
+def network_folder(folder: Path) -> str:
+    """The subfolder of a model's network: "transformer" where there is no "unet"."""
+    return "transformer" if (folder / "transformer").is_dir() and not (folder / "unet").is_dir() else "unet"
 
 
 def revision(folder: Path) -> str:
@@ -89,6 +115,37 @@ def random_set(size: str) -> dict[str, ModelSpec]:
 
 
 @functools.cache
+def random_video(id: str, size: str) -> ModelSpec:
+    """A published video model's structure with random weights; at size "tiny" in its layout, weights and all."""
+    folder = Path(_scratch().name) / f"{size}-{id.rpartition('/')[2]}"
+    randoms.write_video(folder, id, size, seed=7)
+    return ModelSpec("video", str(folder), unet="transformer", licence="none needed", seed=7 if size == "full" else None)
+
+
+def random_tiny(size: str) -> ModelSpec:
+    """A random small encoder of Stable Diffusion's latents; it is drawn when it is loaded."""
+    folder = Path(_scratch().name) / f"tiny-{size}"
+    randoms.write_json(folder / "config.json", sizes.tiny_encoder(size))
+    return ModelSpec("tiny", str(folder), licence="none needed", seed=9)
+
+
+def random_taehv(models: Models) -> Path:
+    """A random small encoder for the latents of the random set's video model."""
+    id = randoms.named(models.video) or sizes_video.WAN
+    channels = sizes_video.configs(id, models.size)["transformer"]["in_channels"]
+    path = Path(_scratch().name) / f"taehv-{channels}.safetensors"
+    if not path.exists():
+        randoms.write_taehv(path, channels, seed=8)
+    return path
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory:
+    """A folder of this process for what is made on demand."""
+    return tempfile.TemporaryDirectory(prefix="fourdfy-random-")
+
+
+@functools.cache
 def _made(size: str) -> tempfile.TemporaryDirectory:
     """The random set's folder in this process."""
     made = tempfile.TemporaryDirectory(prefix="fourdfy-random-")
@@ -99,15 +156,10 @@ def _made(size: str) -> tempfile.TemporaryDirectory:
             if part == "tokenizer":
                 write_tokenizer(folder / part, *vocabulary)
             else:
-                write_json(folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json"), parts[part])
+                randoms.write_json(folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json"), parts[part])
             if size == "tiny" and part in WRITERS:
                 WRITERS[part](folder / part, seed)
     return made
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 
 def write_unet(folder: Path, seed: int) -> None:
@@ -150,33 +202,57 @@ def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, ...]]]:
 
 def write_tokenizer(folder: Path, tokens: dict[str, int], merges: list[tuple[str, ...]]) -> None:
     """A CLIP tokenizer as Stable Diffusion 2 publishes it: 77 tokens, padded with token 0, "!"."""
-    write_json(folder / "vocab.json", tokens)
+    randoms.write_json(folder / "vocab.json", tokens)
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
     special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "!"}
-    write_json(folder / "special_tokens_map.json", special)
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special})
+    randoms.write_json(folder / "special_tokens_map.json", special)
+    randoms.write_json(folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special})
 
 
 @functools.cache
 def counts(models: Models, role: str) -> dict[str, int]:
-    """Numbers in a role's UNet and, but for the LoRA's, which it shares, in its autoencoder."""
-    parts = {"unet": network.UNETS} if role == "lora" else {"unet": network.UNETS, "vae": network.VAES}
-    folders = _folders(models, role)
-    found = {}
-    for part, classes in parts.items():
-        if folders is not None:
-            made = network.empty(folders.folder(part), classes)
-        else:
-            size = models.size if models.set == "random" else "full"
-            made = network.described(sizes.configs(role, size)[part], classes, part)
-        found[part] = sum(parameter.numel() for parameter in made.parameters())
-    return found
+    """Numbers in a role's network ("unet") and, but for the LoRA's, which it shares, in its autoencoder ("vae")."""
+    made = _empty(models, role)
+    return {part: sum(parameter.numel() for parameter in network.parameters()) for part, network in made.items()}
+
+
+def _empty(models: Models, role: str) -> dict[str, nn.Module]:
+    """A role's networks without storage: as the folder on this machine describes them, else as they are published."""
+    configs: dict[str, tuple[dict[str, Any], Path | str]] = {}
+    if (spec := _folders(models, role)) is not None:
+        for part in ("unet", "vae") if role != "lora" else ("unet",):
+            path = spec.folder(part) / "config.json"
+            configs[part] = network.read_json(path), path
+    else:
+        size = models.size if models.set == "random" else "full"
+        id = randoms.named(models.video) if role == "video" else None
+        published = sizes.configs(role, size) if id is None else sizes_video.configs(id, size)
+        first = "unet" if id is None else "transformer"
+        configs["unet"] = published[first], first
+        if role != "lora":
+            configs["vae"] = published["vae"], "vae"
+    kind = priors.named(str(configs["unet"][0].get("_class_name"))) if role == "video" else None
+    classes = {"unet": kind.NETWORKS, "vae": kind.VAES} if kind else {"unet": network.UNETS, "vae": network.VAES}
+    return {part: network.described(config, classes[part], path) for part, (config, path) in configs.items()}
+
+
+@functools.cache
+def video_cost(models: Models) -> tuple[Cost, Cost]:
+    """What a step of the video model that would be used takes, and of the small encoder that goes with it."""
+    kind = video_kind(models)
+    return kind.cost(_empty(models, "video")["vae"]), TINY_COSTS[kind.TINY]
+
+
+def video_kind(models: Models) -> type[VideoPrior]:
+    """The kind of the video model that would be used: by its config, or as it is published."""
+    made = _empty(models, "video")["unet"]
+    return next(kind for kind in priors.KINDS if isinstance(made, tuple(kind.NETWORKS.values())))
 
 
 def _folders(models: Models, role: str) -> ModelSpec | None:
     """Where a role's config.json files are on this machine, if they are."""
     named = getattr(models, role)
-    if not named and models.set != "paper":
+    if (not named and models.set != "paper") or (models.set == "random" and randoms.named(named)):
         return _own(models)[role] if models.set == "nano" else None
-    folder = hub.cached(role, named)
-    return None if folder is None else ModelSpec(role, str(folder))
+    folder = hub.cached(role, named, hub.skipped(role, models))
+    return None if folder is None else ModelSpec(role, str(folder), unet=network_folder(folder))

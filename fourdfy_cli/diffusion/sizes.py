@@ -75,6 +75,20 @@ def vae(size: str) -> dict[str, Any]:
     }
 
 
+def tiny_encoder(size: str) -> dict[str, Any]:
+    """TAESD's config.json: latents of the same size and channels as the autoencoder's."""
+    widths = [64 if size == "full" else 8] * 4
+    return {
+        "_class_name": "AutoencoderTiny",
+        "encoder_block_out_channels": widths,
+        "decoder_block_out_channels": widths,
+        "num_encoder_blocks": [1, 3, 3, 3],
+        "num_decoder_blocks": [3, 3, 3, 1],
+        "latent_channels": 4,
+        "scaling_factor": 1.0,
+    }
+
+
 def text_encoder(size: str) -> dict[str, Any]:
     """The text tower of OpenCLIP's ViT-H-14 without its last layer, as Stable Diffusion 2 publishes it."""
     full = size == "full"

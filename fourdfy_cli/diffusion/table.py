@@ -10,17 +10,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-ROLES = ("multiview", "image", "lora", "video", "clip")
+ROLES = ("multiview", "image", "lora", "video", "clip", "tiny")
 PARTS = {  # what a role reads of a model; the LoRA network of Eq. 4 shares the image model's autoencoder and texts
     "multiview": ("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
     "image": ("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
     "lora": ("unet", "scheduler"),
     "video": ("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
     "clip": ("open_clip",),
+    "tiny": (),
 }
+TRANSFORMER = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")  # a newer video model's
+TEXTS = ("text_encoder", "tokenizer")  # not read where there are ready embeddings
 LDM_PREFIXES = ("model.diffusion_model.", "unet.")  # of LDM names in MVDream's original checkpoint, in KokeCacao's conversion
 CAMERA_PROJECTION = "camera_proj"  # one multi-view layout keeps its camera embedding in a folder of its own
-WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}  # file name stems
+WEIGHTS = {
+    "transformer": "diffusion_pytorch_model",
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}  # file name stems
 OTHERS = {
     "tokenizer": ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json"),
     "scheduler": ("scheduler_config.json",),
@@ -43,6 +51,7 @@ class Row:
     size: tuple[int, int]
     licence: str
     commercial: bool
+    text_bytes: int = 0  # of `bytes`, those of the text encoder and its tokenizer
 
 
 def row(role: str) -> Row:
@@ -65,8 +74,23 @@ def _files(role: str, variant: str = "") -> tuple[str, ...]:
     return tuple(found)
 
 
+def _sharded(network: int, text: int, tokenizer: str = "tokenizer.json") -> tuple[str, ...]:
+    """The paths of a newer video model whose network and text encoder are cut into so many files."""
+    shards = {"transformer": network, "vae": 1, "text_encoder": text}
+    found = ["model_index.json", f"tokenizer/{tokenizer}", "scheduler/scheduler_config.json"]
+    for part, count in shards.items():
+        stem = f"{part}/{WEIGHTS[part]}"
+        cut = [f"{stem}.safetensors.index.json", *(f"{stem}-{k + 1:05}-of-{count:05}.safetensors" for k in range(count))]
+        found += [f"{part}/config.json", *(cut if count > 1 else [f"{stem}.safetensors"])]
+    return tuple(sorted(found))
+
+
 FP16 = ".fp16"
+WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+WAN_5B = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
+COGVIDEOX = "zai-org/CogVideoX-2b"
 SD_BASE_MIRROR = "Manojb/stable-diffusion-2-1-base@0094d483a120f3f33dafbd187ea4aa60d10de75c"
+TINY_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
 
 TABLE: tuple[Row, ...] = (
@@ -148,6 +172,48 @@ TABLE: tuple[Row, ...] = (
         licence="cc-by-nc-4.0",
         commercial=False,
     ),
+    Row(  # bytes: parameters times 4 for the network, the autoencoder and the text encoder, which are published in float32
+        name="Wan 2.1, 1.3B",
+        role="video",
+        id=WAN,
+        revision="main",
+        mirrors=(),
+        files=_sharded(2, 5),
+        bytes=28_900_000_000,
+        prediction="flow_prediction",
+        size=(480, 832),
+        licence="apache-2.0",
+        commercial=True,
+        text_bytes=22_740_000_000,
+    ),
+    Row(
+        name="CogVideoX 2b",
+        role="video",
+        id=COGVIDEOX,
+        revision="main",
+        mirrors=("THUDM/CogVideoX-2b@main",),
+        files=_sharded(1, 2, "spiece.model"),
+        bytes=13_800_000_000,
+        prediction="v_prediction",
+        size=(480, 720),
+        licence="apache-2.0",
+        commercial=True,
+        text_bytes=9_525_000_000,
+    ),
+    Row(  # bytes: 10 GB of network and 11.4 GB of text encoder in half precision, the autoencoder in float32
+        name="Wan 2.2, 5B, text or first frame to video",
+        role="video",
+        id=WAN_5B,
+        revision="main",
+        mirrors=(),
+        files=_sharded(3, 3),
+        bytes=24_300_000_000,
+        prediction="flow_prediction",
+        size=(704, 1280),
+        licence="apache-2.0",
+        commercial=True,
+        text_bytes=11_400_000_000,
+    ),
     Row(
         name="CLIP ViT-B/32, OpenAI",
         role="clip",
@@ -158,6 +224,19 @@ TABLE: tuple[Row, ...] = (
         bytes=605_144_000,
         prediction=None,
         size=(224, 224),
+        licence="mit",
+        commercial=True,
+    ),
+    Row(
+        name="TAESD, a small encoder of Stable Diffusion's latents",
+        role="tiny",
+        id="madebyollin/taesd",
+        revision="main",
+        mirrors=(),
+        files=TINY_FILES,
+        bytes=9_793_000,
+        prediction=None,
+        size=(512, 512),
         licence="mit",
         commercial=True,
     ),

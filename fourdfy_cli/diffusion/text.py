@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from fourdfy_cli.diffusion import network
+from fourdfy_cli.diffusion import network, t5
 from fourdfy_cli.diffusion.models import ModelSpec
 
 VIEW_WORDS = ("front view", "side view", "back view")
@@ -113,6 +113,9 @@ def told(what: str, reader: str, found: Fitted) -> str:
 
 def fitted(spec: ModelSpec, prompts: list[str]) -> list[Fitted]:
     """The prompts as a model's text encoder reads them, without loading it. Raises FourdfyError (exit 3) as `models.load`."""
+    if kind := t5.reader(spec.folder("text_encoder")):
+        tokens = t5.tokenizer(spec.folder("tokenizer"))
+        return [fit(prompt, kind.window, lambda text: len(tokens(text))) for prompt in prompts]
     config = network.read_json(spec.folder("text_encoder") / "config.json")
     places = config.get("max_position_embeddings")
     return _fitted(spec, _tokenizer(spec.folder("tokenizer")), prompts, places if isinstance(places, int) else 77)
@@ -128,6 +131,9 @@ def _fitted(spec: ModelSpec, tokens: CLIPTokenizer, prompts: list[str], places: 
 @torch.no_grad()
 def encode(spec: ModelSpec, prompts: list[str], device: torch.device | str) -> Float[Tensor, "N L C"]:
     """Embeddings of the prompts; the encoder runs in float32 and is freed. Raises FourdfyError (exit 3) as `models.load`."""
+    if t5.reader(spec.folder("text_encoder")):
+        texts = [one.text for one in fitted(spec, prompts)]
+        return t5.encode(spec.folder("text_encoder"), t5.tokenizer(spec.folder("tokenizer")), texts, device)
     tokens = _tokenizer(spec.folder("tokenizer"))
     encoder = load_encoder(spec.folder("text_encoder"), device, spec.seed)
     texts = _fitted(spec, tokens, prompts, encoder.config.max_position_embeddings)

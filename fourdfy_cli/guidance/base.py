@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fourdfy_cli.config import Branch
-from fourdfy_cli.diffusion.models import Vae, decode, encode
+from fourdfy_cli.diffusion.encoders import Encoder, State
 from fourdfy_cli.guidance import sds
 from fourdfy_cli.scene.cameras import Shot
 
@@ -43,7 +44,7 @@ class Guidance(Protocol):
 
 
 def through_encoder(
-    vae: Vae,
+    encoder: Encoder,
     rgb: Float[Tensor, "V H W 3"],
     branch: Branch,
     batch: int,
@@ -51,34 +52,51 @@ def through_encoder(
     generator: torch.Generator,
     chunk: int | None = None,
 ) -> GuidanceOutput:
-    """Resize pictures to branch.model_size, encode them, ask `latent_gradient` for g / B at the latents z [V C h w] of B = `batch`
+    """Resize pictures to branch.model_size, encode them, ask `latent_gradient` for g / B at the latents z [N C h w] of B = `batch`
     pictures or clips, and back-propagate branch.weight times that to the pictures. branch.pixel_weight adds as many times
     (x - decode(z - g)) / B for pictures x (HiFA, arXiv 2305.18766): it smooths patterns that the encoder hardly sees.
 
-    With `chunk`, no more than that many pictures are encoded with a graph at a time, once before and once after `latent_gradient`: the
-    same gradient in less memory (the autoencoder treats each picture by itself). Draws the posterior's noise, if it has one.
+    With `chunk`, no more than that many pictures are encoded with a graph at a time, if the encoder can: once before and once, from the
+    last piece to the first, after `latent_gradient`: the same gradient in less memory. Draws the posterior's noise, if it has one.
     """
-    chunk = chunk or len(rgb)
-    leaves = [part.detach().requires_grad_(True) for part in rgb.split(chunk)]
+    leaves = [part.detach().requires_grad_(True) for part in rgb.split(encoder.pieces(len(rgb), chunk))]
     pictures = [resized(leaf, branch.model_size) for leaf in leaves]
     with torch.set_grad_enabled(len(leaves) == 1):
-        coded = [encode(vae, picture) for picture in pictures]
-    shape = (len(rgb), *coded[0][0].shape[1:])
-    noise = None if coded[0][1] is None else torch.randn(shape, generator=generator, device=generator.device).to(rgb).split(chunk)
-    sampled = [_sample(part, noise, k) for k, part in enumerate(coded)]
+        coded = _encoded(encoder, pictures)
+    counts = [len(mean) for mean, _, _ in coded]
+    shape = (sum(counts), *coded[0][0].shape[1:])
+    noise = None if coded[0][1] is None else torch.randn(shape, generator=generator, device=generator.device).to(rgb).split(counts)
+    sampled = [_sample(mean, std, noise, k) for k, (mean, std, _) in enumerate(coded)]
     at_latents = latent_gradient(torch.cat([z.detach() for z in sampled]))
-    grads = []
-    for k, (leaf, picture, at_z) in enumerate(zip(leaves, pictures, at_latents.split(chunk), strict=True)):
-        z = sampled[k] if len(leaves) == 1 else _sample(encode(vae, picture), noise, k)
-        outputs, gradients = [z], [branch.weight * at_z]
+    parts, grads, at_state = at_latents.split(counts), [], []
+    for k in reversed(range(len(leaves))):
+        z, before, after = sampled[k], [], []
+        if len(leaves) > 1:
+            state = tree_map(_leaf, coded[k - 1][2]) if k else None
+            mean, std, reached = encoder.step(pictures[k], state)
+            z, before, after = _sample(mean, std, noise, k), _tensors(state), _tensors(reached)[: len(at_state)]
+        outputs, gradients = [z, *after], [branch.weight * parts[k], *at_state]
         if branch.pixel_weight > 0:
-            outputs.append(picture)
+            outputs.append(pictures[k])
             with torch.no_grad():
-                gradients.append(branch.weight * branch.pixel_weight / batch * (picture - decode(vae, z - batch * at_z)))
-        grads += torch.autograd.grad(outputs, leaf, gradients)
+                wanted = encoder.decode(z - batch * parts[k])
+                gradients.append(branch.weight * branch.pixel_weight / batch * (pictures[k] - wanted))
+        found = torch.autograd.grad(outputs, [leaves[k], *before], gradients, materialize_grads=True)
+        grads, at_state = [found[0], *grads], list(found[1:])
     grad = torch.cat(grads)
     logs = {"grad_norm": grad.norm().item(), "latent_grad_norm": branch.weight * at_latents.norm().item()}
     return GuidanceOutput(grad, branch.weight * sds.loss_of(at_latents, batch), logs)
+
+
+def encoder_of(own: Encoder, tiny: Encoder | None, branch: Branch, progress: float) -> Encoder:
+    """What encodes at this progress: the model's own autoencoder, or the small one that stands in for it until branch.own_from."""
+    return own if tiny is None or branch.encoder == "own" or progress >= branch.own_from else tiny
+
+
+def move(encoder: Encoder | None, device: torch.device | str) -> None:
+    """Move a small encoder, if there is one."""
+    if encoder is not None:
+        encoder.vae.to(device)
 
 
 def resized(rgb: Float[Tensor, "V H W 3"], size: tuple[int, int]) -> Float[Tensor, "V 3 h w"]:
@@ -87,10 +105,26 @@ def resized(rgb: Float[Tensor, "V H W 3"], size: tuple[int, int]) -> Float[Tenso
     return picture if tuple(picture.shape[-2:]) == tuple(size) else F.interpolate(picture, size, mode="bilinear", align_corners=False)
 
 
-def _sample(coded: tuple[Tensor, Tensor | None], noise: tuple[Tensor, ...] | None, k: int) -> Tensor:
-    """The latents of chunk k: a sample of the posterior where there is one."""
-    mean, std = coded
+def _encoded(encoder: Encoder, pictures: list[Tensor]) -> list[tuple[Tensor, Tensor | None, State]]:
+    """Mean, deviation and state after each piece."""
+    coded, state = [], None
+    for picture in pictures:
+        coded.append(encoder.step(picture, state))
+        state = coded[-1][2]
+    return coded
+
+
+def _sample(mean: Tensor, std: Tensor | None, noise: tuple[Tensor, ...] | None, k: int) -> Tensor:
+    """The latents of piece k: a sample of the posterior where there is one."""
     return mean if std is None or noise is None else mean + std * noise[k]
+
+
+def _leaf(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.detach().requires_grad_(True)
+
+
+def _tensors(state: State) -> list[Tensor]:
+    return [value for value in tree_leaves(state) if value is not None]
 
 
 def latent_gradient(x: sds.Noised, outputs: tuple[Tensor, Tensor], branch: Branch, groups: int) -> Tensor:
@@ -101,5 +135,7 @@ def latent_gradient(x: sds.Noised, outputs: tuple[Tensor, Tensor], branch: Branc
 
 
 def noise_level(branch: Branch, progress: float, T: int, generator: torch.Generator) -> int:
-    """The noise level of this step, drawn from the branch's range at this progress."""
+    """The noise level of this step: drawn from the branch's range at this progress, or that share of the way from its end to its start."""
+    if branch.levels == "annealed":
+        return sds.annealed(branch.low.at(progress), branch.high.at(progress), progress, T)
     return sds.timestep(branch.low.at(progress), branch.high.at(progress), T, generator)

@@ -8,8 +8,10 @@ from dataclasses import replace
 import torch
 
 from fourdfy_cli.config import Branch, Recipe
-from fourdfy_cli.diffusion import lora, models, text, textcache
+from fourdfy_cli.diffusion import lora, models, priors, sets, text, textcache, tiny
+from fourdfy_cli.diffusion.encoders import Encoder
 from fourdfy_cli.diffusion.models import Diffusion, ModelSpec, Vae
+from fourdfy_cli.diffusion.prior import VideoPrior
 from fourdfy_cli.diffusion.text import Texts
 from fourdfy_cli.errors import USAGE, FourdfyError
 from fourdfy_cli.guidance.base import Guidance
@@ -37,15 +39,16 @@ def build(
     wanted = {name: wanted_texts(prompt, recipe, name) for name in branches}
     texts = {name: Texts(prompt, table) for name, table in encode_texts(wanted, specs, device).items()}
     loaded = load_models({name: specs[name] for name in branches}, device, dtype)
+    small = load_tiny(recipe, branches, specs, device, dtype)
     guidances: dict[str, Guidance] = {}
     for name in branches:
         if name == "multiview":
-            guidances[name] = MultiviewGuidance(loaded[name], texts[name])
+            guidances[name] = MultiviewGuidance(loaded[name], texts[name], small.get(name))
         elif name == "video":
-            guidances[name] = VideoGuidance(loaded[name], texts[name])
+            guidances[name] = VideoGuidance(fitting(loaded[name], texts[name]), texts[name], small.get(name))
         else:
             network = load_lora(loaded[name], specs.get("lora", specs[name]), recipe, device, dtype, seed)
-            guidances[name] = VariationalGuidance(loaded[name], network, texts[name], recipe.vsd.drop_camera)
+            guidances[name] = VariationalGuidance(loaded[name], network, texts[name], recipe.vsd.drop_camera, small.get(name))
     return guidances
 
 
@@ -59,11 +62,13 @@ def wanted_texts(prompt: str, recipe: Recipe, name: str) -> list[str]:
 def cut_texts(recipe: Recipe, prompt: str, specs: Mapping[str, ModelSpec], branches: Iterable[str]) -> list[str]:
     """A line for each text that is longer than a text encoder of `branches` reads: how many tokens it has, and which words are left out.
     Only tokenizers are loaded: for before the first step. Raises FourdfyError (exit 3) if one is missing or damaged."""
-    readers: dict[tuple[str, str, str], list[str]] = {}
+    readers: dict[tuple[str, ...], list[str]] = {}
     for name in branches:
-        readers.setdefault((specs[name].source, specs[name].text_encoder, specs[name].tokenizer), []).append(name)
+        readers.setdefault((specs[name].source, specs[name].text_encoder, specs[name].tokenizer, specs[name].embeddings), []).append(name)
     lines = []
     for names in readers.values():
+        if specs[names[0]].embeddings:  # whoever made them has seen to it
+            continue
         wanted = list(dict.fromkeys(one for name in names for one in wanted_texts(prompt, recipe, name)))
         found = dict(zip(wanted, text.fitted(specs[names[0]], wanted), strict=True))
         worded = [one for one in wanted if one.startswith(prompt)]
@@ -78,9 +83,9 @@ def encode_texts(
     wanted: Mapping[str, list[str]], specs: Mapping[str, ModelSpec], device: torch.device | str
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Embeddings by branch and text; each distinct text encoder is loaded once."""
-    encoders: dict[tuple[str, str, str], list[str]] = {}
+    encoders: dict[tuple[str, ...], list[str]] = {}
     for name in wanted:
-        key = (specs[name].source, specs[name].text_encoder, specs[name].tokenizer)
+        key = (specs[name].source, specs[name].text_encoder, specs[name].tokenizer, specs[name].embeddings)
         encoders.setdefault(key, []).append(name)
     tables = {}
     for names in encoders.values():
@@ -96,9 +101,45 @@ def load_models(specs: Mapping[str, ModelSpec], device: torch.device | str, dtyp
     loaded = {}
     for name, spec in specs.items():
         key = (spec.source, spec.vae)
-        loaded[name] = models.load(spec, device, dtype, vaes.get(key))
+        load = priors.load if spec.role == "video" else models.load
+        loaded[name] = load(spec, device, dtype, vaes.get(key))
         vaes[key] = loaded[name].vae
     return loaded
+
+
+def fitting(prior: Diffusion, texts: Texts) -> VideoPrior:
+    """A video model whose text embeddings are as wide as it wants; raises FourdfyError (exit 3) if they are not."""
+    assert isinstance(prior, VideoPrior)
+    width, wanted = texts[texts.prompt].shape[-1], prior.text_width
+    if width != wanted:
+        where = prior.spec.embeddings or prior.spec.folder("text_encoder")
+        raise models.broken(f"{where} gives embeddings of {width} numbers, {prior.spec.source} wants {wanted}")
+    return prior
+
+
+def check_clips(recipe: Recipe, specs: Mapping[str, ModelSpec]) -> None:
+    """Whether the video model can judge the recipe's clips, from its configs alone, and whether the small encoders are here: for before
+    the first step. Raises FourdfyError: exit 2 for number or size of frames, exit 3 for a model that is no video model, a text encoder of
+    another class, or a small encoder that is missing."""
+    if (spec := specs.get("video")) is not None:
+        kind, branch = priors.kind(spec), recipe.stage3.video
+        kind.check(spec, recipe.frames, branch.model_size, branch.clean_first)
+        if not spec.embeddings:
+            priors.check_texts(spec)
+    for role in sets.small(recipe, specs.keys() & {"multiview", "image", "video"}):
+        tiny.find(role, recipe.models)
+
+
+def load_tiny(
+    recipe: Recipe, branches: list[str], specs: Mapping[str, ModelSpec], device: torch.device | str, dtype: torch.dtype
+) -> dict[str, Encoder]:
+    """The small encoder of each branch that asks for one in some stage. Raises FourdfyError (exit 3)."""
+    found: dict[str, Encoder] = {}
+    for name in branches:
+        if any(getattr(recipe.stage(number), name).encoder == "tiny" for number in (1, 2, 3)):
+            role = priors.kind(specs[name]).TINY if name == "video" else "tiny"
+            found[name] = tiny.load(role, recipe.models, device, dtype)
+    return found
 
 
 def load_lora(image: Diffusion, spec: ModelSpec, recipe: Recipe, device: torch.device | str, dtype: torch.dtype, seed: int) -> Diffusion:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fourdfy_cli.config import Branch
+from fourdfy_cli.diffusion.encoders import Encoder, Pictures
 from fourdfy_cli.diffusion.models import Diffusion
 from fourdfy_cli.diffusion.multiview import VIEWS
 from fourdfy_cli.diffusion.text import Texts
@@ -23,6 +24,7 @@ class MultiviewGuidance:
 
     diffusion: Diffusion
     texts: Texts
+    tiny: Encoder | None = None
 
     def __call__(
         self,
@@ -42,8 +44,11 @@ class MultiviewGuidance:
             outputs = self.diffusion.predict(x.z_t, t, self.texts.plain(1), self.texts[branch.negative], camera)
             return base.latent_gradient(x, outputs, branch, len(z) // VIEWS)
 
-        output = base.through_encoder(self.diffusion.vae, rgb, branch, len(rgb), gradient, generator, chunk)
+        output = base.through_encoder(
+            base.encoder_of(Pictures(self.diffusion.vae), self.tiny, branch, progress), rgb, branch, len(rgb), gradient, generator, chunk
+        )
         return replace(output, logs=output.logs | {"t": float(t)})
 
     def to(self, device: torch.device | str) -> None:
         self.diffusion.to(device)
+        base.move(self.tiny, device)

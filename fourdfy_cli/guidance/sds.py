@@ -34,6 +34,13 @@ def timestep(low: float, high: float, T: int, generator: torch.Generator) -> int
     return int(torch.randint(min(first, last), last + 1, (), generator=generator, device=generator.device))
 
 
+def annealed(low: float, high: float, progress: float, T: int) -> int:
+    """The noise level that falls from int(T high) to int(T low) with progress in [0,1], never beyond T - 1: the uniform draw's own
+    quantiles in falling order, as CHORD (arXiv 2601.04194) takes its weight's. TC4D's falling upper bound is a ramp of `high`."""
+    first, last = int(T * low), min(int(T * high), T - 1)
+    return min(first, last) + round((last - min(first, last)) * (1 - min(max(progress, 0.0), 1.0)))
+
+
 def noised(schedule: Schedule, z: Float[Tensor, "B ..."], t: int, generator: torch.Generator) -> Noised:
     """z with independent noise on each of its elements."""
     eps = torch.randn(z.shape, generator=generator, device=generator.device).to(z)
@@ -49,7 +56,8 @@ def reconstruction_gradient(
     groups: int,
 ) -> Float[Tensor, "B ..."]:
     """Eq. 3 in MVDream's form, g = z - x0: towards the guided clean latents, their contrast drawn back by `rescale` in [0,1] to that of
-    the unguided ones in each of `groups` equal runs of the batch. Without rescaling it is SDS with weight sqrt((1 - abar) / abar)."""
+    the unguided ones in each of `groups` equal runs of the batch. Without rescaling it is SDS with weight sqrt((1 - abar) / abar); of a
+    flow, whose x0 is z_tau - tau v, tau (v_guided - (eps - z))."""
     x0_cond = x.schedule.x0(cond, x.z_t, x.t)
     x0 = x.schedule.x0(guided(cond, uncond, scale), x.z_t, x.t)
     plain, bold = (part.reshape(groups, -1).std(1) + 1e-8 for part in (x0_cond, x0))
@@ -70,7 +78,12 @@ def lora_loss(x: Noised, output: Float[Tensor, "B ..."]) -> Float[Tensor, ""]:
 
 
 def video_gradient(x: Noised, cond: Float[Tensor, "B ..."], uncond: Float[Tensor, "B ..."], scale: float) -> Float[Tensor, "B ..."]:
-    """Eq. 6, g = (1 - abar) (eps_guided - eps): plain SDS. Of a clip z [1 C F h w] the loss is a sum over frames."""
+    """Eq. 6, g = (1 - abar) (eps_guided - eps): plain SDS. Of a clip z [1 C F h w] the loss is a sum over frames.
+
+    For flow models g = w (v_guided - (eps - z)), w = 1 - abar of equal signal-to-noise ratio: eps_guided - eps is (1 - tau) times that
+    and vanishes at high noise, where motion is made."""
+    if x.schedule.prediction == "flow_prediction":
+        return x.schedule.weight(x.t, x.z) * (guided(cond, uncond, scale) - x.schedule.target(x.z, x.eps, x.t)) / len(x.z)
     eps_guided = x.schedule.eps(guided(cond, uncond, scale), x.z_t, x.t)
     return x.schedule.weight(x.t, x.z) * (eps_guided - x.eps) / len(x.z)
 

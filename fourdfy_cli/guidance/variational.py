@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fourdfy_cli.config import Branch
-from fourdfy_cli.diffusion.models import Diffusion, predict
+from fourdfy_cli.diffusion.encoders import Encoder, Pictures
+from fourdfy_cli.diffusion.models import Diffusion
 from fourdfy_cli.diffusion.noise import guided
 from fourdfy_cli.diffusion.text import Texts
 from fourdfy_cli.guidance import base, sds
@@ -30,6 +31,7 @@ class VariationalGuidance:
     lora: Diffusion
     texts: Texts
     drop_camera: float
+    tiny: Encoder | None = None
 
     @property
     def lora_unet(self) -> torch.nn.Module:
@@ -56,17 +58,20 @@ class VariationalGuidance:
             x = sds.noised(schedule, z, t, generator)
             outputs = self.diffusion.predict(x.z_t, t, prompt, self.texts[branch.negative])
             with torch.no_grad():
-                output = predict(self.lora.unet, x.z_t, t, self.texts.plain(len(z)), camera)
+                output = self.lora.output(x.z_t, t, self.texts.plain(len(z)), camera)
             eps_pretrained = schedule.eps(guided(*outputs, branch.scale), x.z_t, t)
             logs["lora_loss"] = self.learn(z, camera, generator)
             return sds.variational_gradient(x, eps_pretrained, self.lora.schedule.eps(output, x.z_t, t))
 
-        output = base.through_encoder(self.diffusion.vae, rgb, branch, len(rgb), gradient, generator, chunk)
+        output = base.through_encoder(
+            base.encoder_of(Pictures(self.diffusion.vae), self.tiny, branch, progress), rgb, branch, len(rgb), gradient, generator, chunk
+        )
         return replace(output, logs=output.logs | logs | {"t": float(t)})
 
     def to(self, device: torch.device | str) -> None:
         self.diffusion.to(device)
         self.lora.to(device)
+        base.move(self.tiny, device)
 
     @torch.enable_grad()
     def learn(self, z: Float[Tensor, "V C h w"], camera: Float[Tensor, "V 16"], generator: torch.Generator) -> float:
@@ -74,7 +79,7 @@ class VariationalGuidance:
         T = len(self.lora.schedule)
         x = sds.noised(self.lora.schedule, z, sds.timestep(0.0, 1.0, T, generator), generator)
         keep = torch.rand(len(z), 1, generator=generator, device=generator.device) >= self.drop_camera
-        output = predict(self.lora.unet, x.z_t, x.t, self.texts.plain(len(z)), camera * keep.to(camera))
+        output = self.lora.output(x.z_t, x.t, self.texts.plain(len(z)), camera * keep.to(camera))
         loss = sds.lora_loss(x, output)
         loss.backward()
         return loss.item()

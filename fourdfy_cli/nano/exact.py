@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fourdfy_cli.config import Branch
 from fourdfy_cli.diffusion.models import Diffusion, Vae, encode
+from fourdfy_cli.diffusion.prior import UnetPrior
 from fourdfy_cli.diffusion.text import sector, view_word
 from fourdfy_cli.guidance.base import GuidanceOutput
 from fourdfy_cli.guidance.multiview import MultiviewGuidance
@@ -35,8 +36,8 @@ CANDIDATES = 64  # clips that the posterior mean is taken over; half of them nea
 NEAR = (3.0, 3.0, 0.05, 0.02)  # how near, standard deviations: azimuth, elevation (degrees), distance, time of the first frame
 
 
-@dataclass(frozen=True)
-class Told(Diffusion):
+@dataclass(frozen=True, kw_only=True)
+class Told(UnetPrior):
     """A diffusion model that gives under any text the output that stands for `estimate`."""
 
     estimate: Estimate

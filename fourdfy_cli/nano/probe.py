@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fourdfy_cli.diffusion import models, text
+from fourdfy_cli.diffusion import text
 from fourdfy_cli.diffusion.models import Diffusion
 from fourdfy_cli.diffusion.noise import guided
 from fourdfy_cli.nano import exact
@@ -89,7 +89,7 @@ def learned(model: Diffusion, among: list[Case], states: dict[str, Tensor], scal
 
     def estimate(z_t: Tensor, t: int) -> Tensor:
         if scale == 1:
-            return model.schedule.x0(models.predict(model.unet, z_t, t, cond), z_t, t)
+            return model.schedule.x0(model.output(z_t, t, cond), z_t, t)
         return model.schedule.x0(guided(*model.predict(z_t, t, cond, uncond), scale), z_t, t)
 
     return estimate

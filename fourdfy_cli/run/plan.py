@@ -19,7 +19,7 @@ from fourdfy_cli.store.folder import read_json, write_json
 
 BENCH = "not measured yet: fourdfy bench"
 # Settings that the time of a step depends on.
-SPEED = r"^(frames|field\.|march\.|vsd\.)|\.(size|model_size|groups|coarse|coarse_groups|fine_from)(\.|$)"
+SPEED = r"^(frames|field\.|march\.|vsd\.)|\.(size|model_size|groups|coarse|coarse_groups|fine_from|encoder|own_from)(\.|$)"
 MEASURED = {"stage", "branch", "part", "seconds"}  # of a bench's rows: `part` is the share of the stage that looks like this
 
 
@@ -45,22 +45,25 @@ def downloads(recipe: Recipe, stages: Iterable[int]) -> list[dict[str, Any]]:
     from fourdfy_cli.diffusion import sets
 
     branches = dict.fromkeys(branch for number in stages for branch in recipe.stage(number).chances())
-    return [_download(recipe.models, role) for role in sets.roles(branches, recipe.vsd)]
+    return [_download(recipe.models, role) for role in (*sets.roles(branches, recipe.vsd), *sets.small(recipe, branches))]
 
 
 def _download(models: Models, role: str) -> dict[str, Any]:
-    wanted = getattr(models, role)
+    wanted, skip = getattr(models, role), hub.skipped(role, models)
+    if role == "tiny_video":
+        return {"role": role, "model": wanted or "TAEHV, not named", "licence": "mit", "here": bool(wanted), "bytes": 0, "files": []}
     if not wanted and models.set != "paper":
         what = {"nano": "nano, ships with this package", "random": f"random weights, {models.size} size"}[models.set]
         return {"role": role, "model": what, "licence": "-", "here": True, "bytes": 0, "files": []}
-    row, here = hub.described(role, wanted), hub.cached(role, wanted) is not None
-    missing = [] if here or hub.is_folder(wanted) else list((row or hub.row(role)).files)
+    row, here = hub.described(role, wanted), hub.cached(role, wanted, skip) is not None
+    files = [name for name in (row or hub.row(role)).files if not name.startswith(skip)]
+    missing = [] if here or hub.is_folder(wanted) else files
     return {
         "role": role,
         "model": wanted or "@".join(hub.sources(role)[0]),
         "licence": row.licence if row else "unknown",
         "here": here,
-        "bytes": hub.missing_bytes(role, wanted),
+        "bytes": hub.missing_bytes(role, wanted, skip),
         "files": missing,
     }  # fmt: skip
 

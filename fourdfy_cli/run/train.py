@@ -21,7 +21,7 @@ from fourdfy_cli.diffusion import sets
 from fourdfy_cli.diffusion.lora import load_lora_state, trainable
 from fourdfy_cli.errors import DIVERGED, FAILURE, INTERRUPTED, STOPPED, FourdfyError, typed
 from fourdfy_cli.guidance.base import Guidance
-from fourdfy_cli.guidance.build import build, cut_texts
+from fourdfy_cli.guidance.build import build, check_clips, cut_texts
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import ffmpeg, render
 from fourdfy_cli.run.keeper import Keeper, lora_network
@@ -115,6 +115,7 @@ def prepare(current: Run, stages: tuple[int, ...], events: Events) -> None:
     of. Raises FourdfyError: exit 3 for models that are missing, or an ffmpeg that cannot make the video."""
     branches = list(dict.fromkeys(branch for stage in stages for branch in current.recipe.stage(stage).chances()))
     specs = sets.specs(current.recipe.models, sets.roles(branches, current.recipe.vsd))
+    check_clips(current.recipe, specs)
     for line in cut_texts(current.recipe, current.text, specs, branches):
         events.note(line)
     if 3 in stages and (missing := ffmpeg.probe()):

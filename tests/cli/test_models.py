@@ -11,7 +11,7 @@ from hub_server import model, put_in_cache, serve
 from huggingface_hub import constants
 
 from fourdfy_cli.cli import main
-from fourdfy_cli.diffusion.table import ROLES, TABLE, row
+from fourdfy_cli.diffusion.table import COGVIDEOX, ROLES, TABLE, WAN, WAN_5B, find, row
 from fourdfy_cli.errors import ENVIRONMENT, OK, USAGE
 
 
@@ -41,7 +41,8 @@ def test_list(capsys: pytest.CaptureFixture[str], cache: Path):
     assert [r["id"] for r in rows if r["used"]] == [row(role).id for role in ROLES]
     assert [r["role"] for r in rows if r["cached"]] == ["image"]
     assert {r["id"] for r in rows if not r["commercial"]} == {"cerspense/zeroscope_v2_576w", "ali-vilab/text-to-video-ms-1.7b"}
-    assert "video" not in {r["role"] for r in data(capsys, "list", "--commercial")["models"]}
+    free = [r for r in data(capsys, "list", "--commercial")["models"] if r["role"] == "video"]
+    assert [r["id"] for r in free] == [WAN, COGVIDEOX, WAN_5B] and [r["used"] for r in free] == [True, False, False]
     assert main.run(["models", "list"]) == OK
     text = capsys.readouterr().out
     assert all(known.id in text and known.licence in text for known in TABLE)
@@ -109,7 +110,7 @@ def test_convert(capsys: pytest.CaptureFixture[str]):
     "args, code, words",
     [
         (["pull", "vdeo"], USAGE, ["'vdeo'", "video"]),
-        (["pull", "--commercial"], USAGE, ["zeroscope", "cc-by-nc-4.0", "models.video="]),
+        (["pull", "--commercial", "--set", f"models.video={row('video').id}"], USAGE, ["zeroscope", "cc-by-nc-4.0", "models.video="]),
         (["pull", "image"], ENVIRONMENT, ["HF_HUB_OFFLINE=0 fourdfy models pull image"]),
         (["pull", "image", "--set", "models.image=sd"], USAGE, ["neither", "models.image=sd2-community"]),
         (["pull", "image", "--set", "models.image=./none"], ENVIRONMENT, ["no folder ./none"]),
@@ -129,4 +130,12 @@ def test_bad_input(args: list[str], code: int, words: list[str], capsys: pytest.
 
 def test_commercial_looks_at_the_roles_asked_for(capsys: pytest.CaptureFixture[str]):
     assert data(capsys, "pull", "image", "lora", "--commercial", "--dry-run")["bytes"] == row("image").bytes + row("lora").bytes
-    assert "zeroscope" in data(capsys, "pull", "video", "--commercial", "--dry-run", code=USAGE)["message"]
+    named = f"models.video={row('video').id}"
+    assert "zeroscope" in data(capsys, "pull", "video", "--commercial", "--dry-run", "--set", named, code=USAGE)["message"]
+    assert data(capsys, "pull", "video", "--commercial", "--dry-run")["models"][0]["id"] == WAN
+
+
+def test_ready_embeddings_leave_the_text_encoder_out(capsys: pytest.CaptureFixture[str]):
+    (known,) = data(capsys, "pull", "video", "--commercial", "--dry-run", "--set", "models.embeddings=texts")["models"]
+    assert known["bytes"] == find(WAN).bytes - find(WAN).text_bytes
+    assert {path.split("/")[0] for path in known["files"]} == {"model_index.json", "transformer", "vae", "scheduler"}

@@ -13,7 +13,7 @@ from samples import Watch, fails, isolated, tiny_recipe  # noqa: F401
 
 from fourdfy_cli.cli import main
 from fourdfy_cli.config import Branch, constant
-from fourdfy_cli.diffusion import models
+from fourdfy_cli.diffusion import priors
 from fourdfy_cli.diffusion.models import NANO, Diffusion
 from fourdfy_cli.diffusion.noise import PREDICTIONS
 from fourdfy_cli.diffusion.text import Texts, sector
@@ -36,7 +36,7 @@ BRANCH = Branch((64, 64), 3.0, 1.0, constant(0.5), constant(0.5), form="reconstr
 
 @pytest.fixture(scope="module")
 def model() -> Diffusion:
-    return models.load(NANO["video"], "cpu", torch.float32)
+    return priors.load(NANO["video"], "cpu", torch.float32)
 
 
 @pytest.fixture(scope="module")

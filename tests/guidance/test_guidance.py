@@ -14,7 +14,8 @@ from reference_guidance import DOUBLE, Exact, World, close, direct, drawn, exact
 from torch import Tensor
 
 from fourdfy_cli.config import Branch, Ramp, constant
-from fourdfy_cli.diffusion import lora, models, text
+from fourdfy_cli.diffusion import lora, models, priors, text
+from fourdfy_cli.diffusion.encoders import Pictures
 from fourdfy_cli.diffusion.text import Texts
 from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.guidance import base, build
@@ -31,7 +32,7 @@ BRANCH = Branch((64, 64), 3.0, 0.7, constant(0.3), constant(0.4), model_size=(64
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     specs = reference.save_models(tmp_path_factory.mktemp("models"))
-    loaded = {role: models.load(spec, "cpu", DOUBLE) for role, spec in specs.items()}
+    loaded = {role: (priors if role == "video" else models).load(spec, "cpu", DOUBLE) for role, spec in specs.items()}
     names = [PROMPT, *(text.worded(PROMPT, words) for words in text.VIEW_WORDS), ""]
     table = dict(zip(names, text.encode(specs["image"], names, "cpu").double(), strict=True))
     return World(specs, loaded, Texts(PROMPT, table))
@@ -215,7 +216,7 @@ def test_graph_of_the_pictures_is_left_alone(world: World) -> None:
 def test_pull_through_resize_and_encoder(world: World, size: int, pixels: float) -> None:
     rgb, vae = pictures(2, size), world.models["image"].vae
     g, branch = torch.randn(2, 12, 8, 8, dtype=DOUBLE, generator=seeded(3)), replace(BRANCH, pixel_weight=pixels)
-    ours = base.through_encoder(vae, rgb, branch, 2, lambda z: g / 2, seeded())
+    ours = base.through_encoder(Pictures(vae), rgb, branch, 2, lambda z: g / 2, seeded())
     leaf = rgb.clone().requires_grad_(True)
     picture = F.interpolate(leaf.permute(0, 3, 1, 2), (64, 64), mode="bilinear")
     with torch.no_grad():
@@ -227,7 +228,7 @@ def test_pull_through_resize_and_encoder(world: World, size: int, pixels: float)
     assert ours.loss == pytest.approx(0.7 * 0.5 * g.square().sum().item() / 2)
     assert ours.logs["grad_norm"] == pytest.approx(ours.grad.norm().item())
     for chunk in (1, 2):
-        close(base.through_encoder(vae, rgb, branch, 2, lambda z: g / 2, seeded(), chunk).grad, ours.grad)
+        close(base.through_encoder(Pictures(vae), rgb, branch, 2, lambda z: g / 2, seeded(), chunk).grad, ours.grad)
 
 
 @pytest.mark.parametrize("kind, pixels", [("multiview", 0.0), ("multiview", 5.0), ("video", 0.0)])
@@ -242,7 +243,7 @@ def test_exact_denoiser_pulls_pictures_to_its_mean(world: World, kind: str, pixe
         replace(BRANCH, scale=1.0, weight=1.0, pixel_weight=pixels),
     )
     center = mu.transpose(0, 1)[None] if kind == "video" else mu
-    diffusion = replace(world.models["image"], unet=Exact(schedule, center, 0.05))
+    diffusion = replace(world.models["video" if kind == "video" else "image"], unet=Exact(schedule, center, 0.05))
     guidance = (VideoGuidance if kind == "video" else MultiviewGuidance)(diffusion, world.texts)
 
     def distance() -> float:
