@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,14 @@ from fourdfy_cli.diffusion.models import ModelSpec
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what is to run in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))  # a test run beside another job wants one
+
+
+EXTRAS = {  # test files that want packages of an extra
+    "skimage": ("output/test_mesh.py", "output/test_export.py", "output/test_gltf.py", "output/test_frames.py"),
+    "trimesh": ("evaluate/test_geometry.py", "nano/test_solid.py"),
+    "pxr": ("output/test_export.py",),
+}
+collect_ignore = [file for package, files in EXTRAS.items() if find_spec(package) is None for file in files]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -34,7 +34,7 @@ class Ship(options.Common):
 
 @options.grouped
 def export(source: Source, out: Target, ship: Ship) -> None:
-    """Hand a scene over as animated meshes or splats, from a checkpoint or run folder alone.
+    """Hand a scene over as animated meshes or splats, from a checkpoint alone.
 
     .glb plays anywhere; .usdc and .usdz hold time samples; several .ply or .obj are numbered in the folder of that name."""
     from fourdfy_cli.output import export as library

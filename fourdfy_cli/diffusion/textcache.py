@@ -21,7 +21,7 @@ from torch import Tensor
 from fourdfy_cli.diffusion import text
 from fourdfy_cli.diffusion.models import ModelSpec
 from fourdfy_cli.diffusion.network import broken, line
-from fourdfy_cli.errors import ENVIRONMENT, FourdfyError
+from fourdfy_cli.errors import ENVIRONMENT, FourdfyError, typed
 from fourdfy_cli.store.cache import cache_folder
 from fourdfy_cli.store.files import replacing
 

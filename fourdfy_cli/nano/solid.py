@@ -43,15 +43,15 @@ def holds(part: Placed, x: np.ndarray) -> np.ndarray:
     u = (x - part.c) @ np.linalg.inv(part.A).T
     z, radius = u[:, 2], np.hypot(u[:, 0], u[:, 1])
     if part.kind == BALL:
-        return (u**2).sum(1) < 1
+        return np.asarray((u**2).sum(1) < 1)
     if part.kind == BOX:
-        return (np.abs(u) < 1).all(1)
-    return (np.abs(z) < 1) & (radius < ((1 - z) / 2 if part.kind == CONE else 1))
+        return np.asarray((np.abs(u) < 1).all(1))
+    return np.asarray((np.abs(z) < 1) & (radius < ((1 - z) / 2 if part.kind == CONE else 1)))
 
 
 def inside(subject: Subject, time: float, x: np.ndarray) -> np.ndarray:
     """Whether points [N 3] of the world lie inside a thing at a time in [0,1]."""
-    return np.asarray(np.any([holds(part, x) for part in parts(subject, time)], 0))
+    return np.stack([holds(part, x) for part in parts(subject, time)]).any(0)
 
 
 def surface(subject: Subject, time: float, count: int, rng: Rng) -> np.ndarray:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.output import render as pictures
+from fourdfy_cli.output.colours import depth_picture, over_black
 from fourdfy_cli.output.loaded import LoadedScene
 from fourdfy_cli.output.viewpoint import PRESETS, Fluid, View, c2w_of, path_file, place
 
@@ -44,10 +45,12 @@ class Source(Protocol):
 
 
 def shown(scene: LoadedScene, view: View, height: int, mode: str) -> np.ndarray:
-    """A view as uint8 [H W 3]: colour, depth (bright near the camera) or opacity."""
+    """A view as uint8 [H W 3]: colour, depth (yellow is near, violet far) or opacity."""
     frames = scene.view(view.shot(height))
     if mode == "depth":
-        return pictures.depth_picture(frames.depth[0], frames.opacity[0], float(np.linalg.norm(view.c2w[:3, 3])))
+        middle, opacity = float(np.linalg.norm(view.c2w[:3, 3])), frames.opacity[0].cpu().numpy()
+        distance = frames.depth[0].cpu().numpy() / opacity.clip(1e-6)
+        return over_black(depth_picture(distance, opacity, max(0.0, middle - 1), middle + 1))
     return pictures.to_uint8(frames.rgb[0] if mode == "colour" else frames.opacity[0][..., None].expand(-1, -1, 3))
 
 

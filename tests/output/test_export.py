@@ -16,7 +16,7 @@ import torch
 import trimesh
 from samples import bent, fails, isolated, matter, save, scene  # noqa: F401
 
-from fourdfy_cli.cli import main, options
+from fourdfy_cli.cli import main
 from fourdfy_cli.output import export, extras, render
 from fourdfy_cli.output.mesh import densities
 from fourdfy_cli.output.sequence import Choice
@@ -178,12 +178,3 @@ def test_contact_sheet_and_alpha(run: Path, capsys: pytest.CaptureFixture[str]):
     fails(capsys, ["render", "run", "--alpha", "--out", "a.mp4"], 2, "without background", "a.webm")
     fails(capsys, ["render", "run", "--grid", "4", "--size", "16"], 2, "4x8")
     fails(capsys, ["render", "run", "--out", "a.avi"], 2, ".mp4, .webm", "a.avi.mp4")
-
-
-def test_the_shell_completes_runs(run: Path):
-    (run / "outputs" / "a-red-dog-s0").mkdir(parents=True)
-    (run / "outputs" / "a-red-dog-s0" / "run.json").touch()
-    (run / "outputs" / "notes.txt").touch()
-    assert options.runs("") == ["outputs/", "outputs/a-red-dog-s0", "run 1/", "run/"]
-    assert options.runs("out") == ["outputs/"] and options.runs("outputs/a") == options.runs("outputs/") == ["outputs/a-red-dog-s0"]
-    assert options.runs("run/") == ["run/stage3.pt"] and options.runs("nowhere/x") == []

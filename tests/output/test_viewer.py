@@ -130,7 +130,7 @@ def test_pictures_by_mode(ball: fourdfy.LoadedScene):
     assert colour.shape == depth.shape == opacity.shape == (32, 32, 3) and colour.dtype == np.uint8
     frames = ball.render(fourdfy.cameras(0, 0, fovy=np.degrees(0.7)), 0.5, 32)
     assert np.abs(opacity[..., 0] / 255 - frames.opacity[0].numpy()).max() < 0.01 and opacity.max() > 250
-    assert depth[16, 16, 0] > depth[16, 12, 0] > 0 and depth[0, 0, 0] == 0  # the middle of a ball is nearer than its side
+    assert depth[16, 16, 1] > depth[16, 12, 1] > 0 and depth[0, 0, 1] == 0  # the middle of a ball is nearer, hence lighter, than its side
     assert np.abs(colour / 255.0 - frames.rgb[0].numpy()).max() < 0.01
 
 

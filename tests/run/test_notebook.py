@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "first-scene.ipynb"
+from fourdfy_cli import run
+
+NOTEBOOK = Path(run.__file__).parent / "first-scene.ipynb"
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not NOTEBOOK.exists(), reason="the notebook stands beside the package")
 def test_the_notebook_runs_and_shows_what_it_made(tmp_path: Path):
-    nbformat = pytest.importorskip("nbformat", reason="nbclient is not installed: pip install '.[test]'")
-    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: pip install '.[test]'")
-    pytest.importorskip("ipykernel", reason="ipykernel is not installed: pip install '.[test]'")
+    nbformat = pytest.importorskip("nbformat", reason="nbclient is not installed: pip install '.[test-extras]'")
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: pip install '.[test-extras]'")
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed: pip install '.[test-extras]'")
     notebook = nbformat.read(NOTEBOOK, 4)
     assert all(not cell.get("outputs") for cell in notebook.cells), "it is kept without outputs"
     (first,) = [cell for cell in notebook.cells if "settings = {}" in cell.source]
