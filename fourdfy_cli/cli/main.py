@@ -13,7 +13,7 @@ from typing import Annotated, cast
 import typer
 
 from fourdfy_cli import __version__
-from fourdfy_cli.cli import ablate, bench, doctor, generate, inspect, models, nano, options, study
+from fourdfy_cli.cli import ablate, batch, bench, doctor, generate, inspect, models, nano, options, slurm, study
 from fourdfy_cli.console import Output
 from fourdfy_cli.errors import FAILURE, INTERRUPTED, MEMORY, OK, FourdfyError
 from fourdfy_cli.store.stream import Willing
@@ -34,6 +34,8 @@ app.command()(inspect.render)
 app.command("clip-score")(inspect.clip_score)
 app.command()(inspect.info)
 app.command()(ablate.ablate)
+app.command()(batch.batch)
+app.command()(slurm.slurm)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
 app.add_typer(nano.app, name="nano")
