@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,18 +118,31 @@ def check_engine(name: str, address: str | None) -> None:
     if name == "ray":
         from importlib.util import find_spec
 
-        from fourdfy_cli.run.engines import no_ray
+        from fourdfy_cli.run.cluster import no_ray
 
         if find_spec("ray") is None:
             raise no_ray()
 
 
 def engine(run: options.Run, name: str, address: str | None, recipe: Recipe, device: str) -> Engine:
-    """The engine that the options name, with what `--dry-run` says that a scene needs."""
-    from fourdfy_cli.run import engines, plan
+    """The engine that the options name, with what `--dry-run` says that a scene needs; "cuda" without a number is every GPU of this
+    machine."""
+    from fourdfy_cli.run import cluster, engines, plan
 
-    need = max(row["bytes"] for row in plan.stages(recipe, (1, 2, 3), run.vram))
-    return engines.chosen(name, address, run.machine(device), run.threads, need)
+    machine = run.machine(device)
+    if name == "ray":
+        need = max(row["bytes"] for row in plan.stages(recipe, (1, 2, 3), run.vram))
+        return cluster.Ray(machine, address, run.threads or 1, need)
+    cards = cards_of(device)
+    return engines.Processes(tuple(replace(machine, device=card, threads=None) for card in cards)) if cards[1:] else engines.Here(machine)
+
+
+def cards_of(device: str) -> list[str]:
+    """The devices that a device's name stands for."""
+    import torch
+
+    count = torch.cuda.device_count() if device == "cuda" else 1
+    return [f"cuda:{k}" for k in range(count)] if count > 1 else [device]
 
 
 def _plan(jobs: list[Job], recipe: Recipe, wanted: Batch) -> dict[str, Any]:

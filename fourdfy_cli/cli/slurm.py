@@ -22,8 +22,8 @@ Words = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to mak
 HERE = {"json", "debug", "dry_run", "full"}  # options of this command line, not of the job
 
 
-def _asked(flag: str, what: str) -> Any:
-    return Annotated[str | None, typer.Option(flag, help=what, show_default=False)]
+def _word(flag: str, what: str) -> Any:
+    return typer.Option(flag, help=what, show_default=False)
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Slurm(options.Run):
         Path | None, typer.Option("--batch", metavar="PROMPTS.txt", help="A job array, one job for each prompt.", show_default=False)
     ] = None
     seeds: Annotated[str | None, typer.Option("--seeds", help="With --batch: 0,1,2.", show_default="the one of --seed")] = None
-    partition: _asked("--partition", "Slurm's partition.") = None
-    time: _asked("--time", "Slurm's time limit, [days-]hours:minutes:seconds.") = None
-    gpus: _asked("--gpus", "GPUs of a job.") = None
-    mem: _asked("--mem", "Memory of a job, 32G.") = None
-    account: _asked("--account", "Slurm's account.") = None
+    partition: Annotated[str | None, _word("--partition", "Slurm's partition.")] = None
+    time: Annotated[str | None, _word("--time", "Slurm's time limit, [days-]hours:minutes:seconds.")] = None
+    gpus: Annotated[str | None, _word("--gpus", "GPUs of a job.")] = None
+    mem: Annotated[str | None, _word("--mem", "Memory of a job, 32G.")] = None
+    account: Annotated[str | None, _word("--account", "Slurm's account.")] = None
     script: Annotated[Path, typer.Option("--out-script", help="The script; - for stdout.")] = Path("fourdfy.sbatch")
 
 
@@ -54,17 +54,12 @@ def slurm(wanted: Slurm, prompt: Words = None) -> None:
     recipe, words = _recipe(wanted), _handed_on(wanted)
     if wanted.batch is None:
         options.check_prompt(str(prompt), recipe.models.set)
-        text = sbatch.script(["fourdfy", "generate", *words, "--", str(prompt)], _asked_of_slurm(wanted))
+        text = sbatch.script(["fourdfy", "generate", *words, "--", str(prompt)], _wishes(wanted))
     else:
         count = _count(wanted, recipe)
-        line = ["fourdfy", "batch", typed_path(wanted.batch), *words]
-        text = sbatch.script(line, replace(_asked_of_slurm(wanted), scenes=count))
+        line = ["fourdfy", "batch", str(wanted.batch.absolute()), *words]
+        text = sbatch.script(line, replace(_wishes(wanted), scenes=count))
     _write(text, wanted)
-
-
-def typed_path(path: Path) -> str:
-    """A path that is no option, from any folder."""
-    return str(path.absolute())
 
 
 def _recipe(wanted: Slurm) -> Recipe:
@@ -97,7 +92,7 @@ def _handed_on(wanted: Slurm) -> list[str]:
     return found
 
 
-def _asked_of_slurm(wanted: Slurm) -> Wanted:
+def _wishes(wanted: Slurm) -> Wanted:
     from fourdfy_cli.run.sbatch import Wanted
 
     return Wanted(wanted.partition, wanted.time, wanted.gpus, wanted.mem, wanted.account)

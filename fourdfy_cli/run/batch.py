@@ -13,7 +13,11 @@ from typing import Any, Protocol
 from fourdfy_cli.config import Recipe, from_dict
 from fourdfy_cli.diffusion import sets
 from fourdfy_cli.errors import INTERRUPTED, OK, STOPPED, USAGE, FourdfyError
+from fourdfy_cli.memory import Machine
+from fourdfy_cli.run import train
+from fourdfy_cli.run.progress import Events
 from fourdfy_cli.run.signals import StopSignals
+from fourdfy_cli.run.train import RunResult
 from fourdfy_cli.store import migrate
 from fourdfy_cli.store.folder import make_writable, read_json, run_folder
 from fourdfy_cli.store.lock import NAME as LOCK
@@ -26,18 +30,24 @@ AHEAD = 256  # scenes not yet begun that each look asks about
 
 @dataclass(frozen=True)
 class Job:
-    """A scene to be made: prompt and seed by a recipe in the folder `out`; `stages` of it, from the checkpoint `start` if that is told."""
+    """A scene to be made: prompt and seed by a recipe in the folder `out`; from the end of another run's stage, the checkpoint `start`, if
+    that is told and the folder has none of its own yet."""
 
     prompt: str
     seed: int
     recipe: Recipe
     out: Path
-    stages: tuple[int, ...] = (1, 2, 3)
     start: Path | None = None
 
     @property
     def folder(self) -> Path:
         return run_folder(self.out, self.prompt, self.seed)
+
+    def go(self, machine: Machine, events: Events) -> RunResult:
+        """Run it from wherever it stands to its end. Raises FourdfyError as `train.run`."""
+        start = None if any(self.folder.glob("*.pt")) else self.start
+        stages = {"stage1.pt": (2, 3), "stage2.pt": (3,)}.get(start.name if start else "", (1, 2, 3))
+        return train.run(self.prompt, self.recipe, self.out, self.seed, stages, start, machine, events)
 
 
 @dataclass(frozen=True)
@@ -174,11 +184,11 @@ def fetch(recipes: Iterable[Recipe]) -> None:
 def running(job: Job) -> Standing:
     """Where a run that is at work stands, and its pace, from the end of its metrics."""
     rows = list(_tail(job.folder / "metrics.jsonl"))
-    stage, step = (rows[-1]["stage"], rows[-1]["step"] + 1) if rows else (job.stages[0], 0)
+    stage, step = (rows[-1]["stage"], rows[-1]["step"] + 1) if rows else (1, 0)
     steps = job.recipe.stage(stage).steps
     same = [row for row in rows if row["stage"] == stage]
     seconds = same[-1]["seconds"] - same[0]["seconds"] if len(same) > 1 else 0
-    left = steps - step + sum(job.recipe.stage(s).steps for s in job.stages if s > stage)
+    left = steps - step + sum(job.recipe.stage(s).steps for s in (1, 2, 3) if s > stage)
     return Standing("running", stage, step, steps, left * seconds / (len(same) - 1) if seconds > 0 else None)
 
 

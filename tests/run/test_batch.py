@@ -19,7 +19,7 @@ from fourdfy_cli.config import Recipe
 from fourdfy_cli.errors import ENVIRONMENT, TERMINATED, USAGE, FourdfyError
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import render
-from fourdfy_cli.run import batch, engines
+from fourdfy_cli.run import batch, cluster, engines
 from fourdfy_cli.run.batch import Ended, Job, Standing
 from fourdfy_cli.run.signals import StopSignals
 from fourdfy_cli.store import checkpoint
@@ -203,11 +203,11 @@ def test_a_lock_of_another_machine_that_died_is_waited_for(made, tmp_path, monke
         slept.append(seconds)
         os.utime(job.folder / "run.lock", (0, 0))  # as if STALE seconds had gone by
 
-    monkeypatch.setattr(engines.time, "sleep", sleep)
-    monkeypatch.setattr(engines, "make", lambda number, *_: Ended(number))
-    assert engines.on_cluster(5, job, Machine(), 1) == Ended(5) and len(slept) == 1
+    monkeypatch.setattr(cluster.time, "sleep", sleep)
+    monkeypatch.setattr(cluster, "make", lambda number, *_: Ended(number))
+    assert cluster.on_cluster(5, job, Machine(), 1) == Ended(5) and len(slept) == 1
     away = dataclasses.replace(job, out=tmp_path / "not-shared")
-    ended = engines.on_cluster(0, away, Machine(), 1)
+    ended = cluster.on_cluster(0, away, Machine(), 1)
     assert ended.code == ENVIRONMENT and "all machines share" in ended.message
 
 
@@ -227,6 +227,7 @@ def test_three_scenes_on_ray(made, tmp_path, monkeypatch):
     """The same bits as one after another, though a worker is killed on the way."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # 15 else, which waits for ever beside other jobs
     again = jobs_in(tmp_path)
 
     def kill():
@@ -234,6 +235,6 @@ def test_three_scenes_on_ray(made, tmp_path, monkeypatch):
         os.kill(held[0], signal.SIGKILL)
 
     watch = Watch("running", kill)
-    ended = batch.run(again, engines.Ray(Machine()), watch)
+    ended = batch.run(again, cluster.Ray(Machine(), memory=10**8), watch)
     assert [one.code for one in ended] == [0, 0, 0] and watch.then is None
     assert digests(again) == digests(made[0])
