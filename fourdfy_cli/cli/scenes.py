@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.text import Text
 
 from fourdfy_cli.console import Output, clean, duration, emit, say
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from fourdfy_cli.run.batch import Job, Standing
 
 Rows = list[tuple["Job", "Standing"]]
@@ -30,14 +28,14 @@ def counts(rows: Rows) -> str:
     return ", ".join(f"{found[state]} {state}" for state in FIRST if found[state])
 
 
-def picture(rows: Rows, height: int) -> Table:
+def picture(rows: Rows, height: int) -> Group:
     """All scenes with stage, step and time left, or as many as `height` lines hold: those that run first."""
     from rich.table import Table
 
     room = max(1, height - 4)
     shown = sorted(rows, key=lambda pair: FIRST.index(pair[1].state))[: room if len(rows) > room else None]
     more = f"; {len(rows) - len(shown)} not shown" if len(shown) < len(rows) else ""
-    grid = Table(box=None, pad_edge=False, caption=counts(rows) + more, caption_justify="left")
+    grid = Table(box=None, pad_edge=False)
     for name in ("scene", "", "stage", "step", "left"):
         grid.add_column(name, justify="right" if name in ("step", "left") else "left", no_wrap=True)
     for job, row in shown:
@@ -45,7 +43,7 @@ def picture(rows: Rows, height: int) -> Table:
         place = (f"{row.stage}/3", f"{row.step}/{row.steps}") if begun else ("", "")
         left = duration(row.eta) if row.state == "running" else ""
         grid.add_row(Text(clean(job.folder.name)), Text(row.state, STYLES[row.state]), *place, left)
-    return grid
+    return Group(grid, Text(counts(rows) + more))
 
 
 class LiveTable:

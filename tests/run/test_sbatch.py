@@ -20,7 +20,8 @@ from fourdfy_cli.run import sbatch
 FAMILY = "\U0001f469\u200d\U0001f469\u200d\U0001f467"
 HOSTILE = [
     "$(touch x)", "`touch x`", '"; touch x; "', "'; touch x; '", "'\"'$(touch x)'\"'", "a & touch x", "a | tee x", "a > x",
-    "${IFS}touch${IFS}x", "!!", "\\", "a \\' ; touch x #", "# a", "-- --out /", "--help", "-rf", "*", "~", "{a,b}", "$((1+1))", "%j %A", "{directives}", "%",
+    "${IFS}touch${IFS}x", "!!", "\\", "a \\' ; touch x #", "# a",
+    "-- --out /", "--help", "-rf", "*", "~", "{a,b}", "$((1+1))", "%j %A", "{directives}", "%",
     "#SBATCH --uid=0", "$SLURM_JOB_ID", "un chien qui saute, é", "\U0001f436" * 2500, FAMILY * 200, "a" * 9000,
 ]  # fmt: skip
 FAKE_SRUN = """#!/usr/bin/env python3
