@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -135,6 +136,17 @@ def engine(run: options.Run, name: str, address: str | None, recipe: Recipe, dev
         return cluster.Ray(machine, address, run.threads or 1, need)
     cards = cards_of(device)
     return engines.Processes(tuple(replace(machine, device=card, threads=None) for card in cards)) if cards[1:] else engines.Here(machine)
+
+
+def ahead(wanted: Any, device: str, recipe: Recipe, make: Callable[[Engine, Any], dict[Path, str]]) -> dict[Path, str]:
+    """Let a command's scenes be made by the engine of its options, before it looks at them one by one; where that is this process alone,
+    the command does it itself. Returns what `make` does: folders of scenes that diverged, and why."""
+    if wanted.engine == "local" and len(cards_of(device)) == 1:
+        return {}
+    from fourdfy_cli.cli.scenes import watching
+
+    with watching(wanted.output) as watcher:
+        return make(engine(wanted, wanted.engine, wanted.address, recipe, device), watcher)
 
 
 def cards_of(device: str) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from fourdfy_cli.config import Recipe, from_dict
 from fourdfy_cli.diffusion import sets
-from fourdfy_cli.errors import INTERRUPTED, OK, STOPPED, USAGE, FourdfyError
+from fourdfy_cli.errors import DIVERGED, INTERRUPTED, OK, STOPPED, USAGE, FourdfyError
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.run import train
 from fourdfy_cli.run.progress import Events
@@ -169,6 +169,16 @@ def run(jobs: list[Job], engine: Engine, watcher: Watcher) -> list[Ended]:
         code = signals.raised or next(iter(codes), INTERRUPTED)
         raise FourdfyError("interrupted; everything so far is saved", "type the same command again to go on", code)
     return [found[k] for k in range(len(jobs))]
+
+
+def made(jobs: list[Job], engine: Engine, watcher: Watcher) -> dict[Path, str]:
+    """Make jobs for a command that then looks at them: the folders of those that diverged, and why. Raises FourdfyError as `run`, and for
+    the first that failed in another way."""
+    ended = run(jobs, engine, watcher)
+    for one in ended:
+        if one.code not in (OK, DIVERGED):
+            raise FourdfyError(f"{jobs[one.number].folder}: {one.message}", one.hint, one.code)
+    return {jobs[one.number].folder: one.message for one in ended if one.code == DIVERGED}
 
 
 def fetch(recipes: Iterable[Recipe]) -> None:

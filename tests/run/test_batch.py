@@ -16,7 +16,7 @@ import pytest
 from samples import fails, isolated, tiny_recipe  # noqa: F401
 
 from fourdfy_cli.config import Recipe
-from fourdfy_cli.errors import ENVIRONMENT, TERMINATED, USAGE, FourdfyError
+from fourdfy_cli.errors import DIVERGED, ENVIRONMENT, TERMINATED, USAGE, FourdfyError
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import render
 from fourdfy_cli.run import batch, cluster, engines
@@ -180,6 +180,31 @@ class Dying:
 
     def ended(self):
         self.process.join()
+
+
+def test_made_for_a_command(monkeypatch, tmp_path):
+    """Scenes that diverged are told of, and any other failure ends it."""
+    jobs, codes = jobs_in(tmp_path), [0, DIVERGED, 0]
+
+    class Engine:
+        def run(self, jobs, tick, signals):
+            yield from (Ended(number, codes[number], "why" if codes[number] else "") for number in reversed(jobs))
+
+    assert batch.made(jobs, Engine(), Watch()) == {jobs[1].folder: "why"}
+    codes[2] = ENVIRONMENT
+    with pytest.raises(FourdfyError) as error:
+        batch.made(jobs, Engine(), Watch())
+    assert error.value.code == ENVIRONMENT and str(jobs[2].folder) in error.value.message
+
+
+def test_a_scene_from_another_s_stage(made, quick, tmp_path):
+    """Stages 2 and 3 alone, from a checkpoint that another folder holds; and again, when they are done."""
+    there = made[0][0]
+    job = dataclasses.replace(jobs_in(tmp_path)[0], start=there.folder / "stage1.pt")
+    for _ in range(2):
+        assert batch.made([job], engines.Here(Machine()), Watch()) == {}
+        assert not (job.folder / "stage1.pt").exists() and digests([job]) == digests([there])
+        (job.folder / "orbit.mp4").unlink()
 
 
 def test_where_a_scene_stands(tmp_path):
