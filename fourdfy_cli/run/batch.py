@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from fourdfy_cli.config import Recipe, from_dict
 from fourdfy_cli.diffusion import sets
@@ -72,6 +72,7 @@ class Standing:
     eta: float | None = None
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Where jobs are computed. `run` yields each as it ends, calls `tick` in between, and takes `signals.raised` for the end: what runs is
     saved, and the rest is not begun."""
@@ -79,6 +80,7 @@ class Engine(Protocol):
     def run(self, jobs: dict[int, Job], tick: Callable[[], None], signals: StopSignals) -> Iterator[Ended]: ...
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Whoever looks at a batch."""
 
