@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -18,7 +19,7 @@ from fourdfy_cli.memory import Machine
 from fourdfy_cli.run.batch import GAP, Ended, Job
 from fourdfy_cli.run.engines import DEATHS, died, make
 from fourdfy_cli.run.processors import allowed
-from fourdfy_cli.run.signals import StopSignals
+from fourdfy_cli.run.signals import CODES, StopSignals
 from fourdfy_cli.store.lock import STALE, holder
 
 
@@ -69,11 +70,15 @@ def connected(address: str | None) -> Iterator[Any]:
     except ImportError:
         raise no_ray() from None
     own = (None, None) if address else (allowed(), False)
+    handlers = {number: handler for number in CODES if (handler := signal.getsignal(number)) is not None}
     try:
         ray.init(address=address or "local", num_cpus=own[0], include_dashboard=own[1], log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise FourdfyError(f"no Ray cluster at {address or 'this machine'}: {line}", "ray start --head", ENVIRONMENT) from None
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)  # Ray has put its own in their place, which abort at SIGTERM
     try:
         yield ray
     finally:

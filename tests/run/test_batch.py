@@ -249,7 +249,7 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 @needs_ray
 @pytest.mark.long
 def test_three_scenes_on_ray(made, tmp_path, monkeypatch):
-    """The same bits as one after another, though a worker is killed on the way."""
+    """The same bits as one after another, though the batch is stopped once, and a worker is killed on the way."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("RAY_worker_niceness", "0")  # 15 else, which waits for ever beside other jobs
@@ -259,6 +259,9 @@ def test_three_scenes_on_ray(made, tmp_path, monkeypatch):
         held = [json.loads((job.folder / "run.lock").read_text())["pid"] for job in again if (job.folder / "run.lock").exists()]
         os.kill(held[0], signal.SIGKILL)
 
+    with pytest.raises(FourdfyError) as stopped:
+        batch.run(again, cluster.Ray(Machine(), memory=10**8), Watch("running", lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert stopped.value.code == TERMINATED and not any((job.folder / "run.lock").exists() for job in again)
     watch = Watch("running", kill)
     ended = batch.run(again, cluster.Ray(Machine(), memory=10**8), watch)
     assert [one.code for one in ended] == [0, 0, 0] and watch.then is None
