@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from fourdfy_cli.cli import options
+from fourdfy_cli.cli import batch, options
+from fourdfy_cli.cli.batch import Address, EngineName
 from fourdfy_cli.console import emit
 from fourdfy_cli.errors import DIVERGED, FourdfyError
 from fourdfy_cli.output.textfile import typed
@@ -35,6 +36,8 @@ class Ablate(options.Run):
             "--clip", help="nano, an open_clip name such as ViT-B-32, or local-dir:FOLDER.", show_default="nano for nano, else ViT-B-32"
         ),
     ] = None
+    engine: EngineName = "local"
+    address: Address = None
 
 
 @options.grouped
@@ -43,6 +46,7 @@ def ablate(prompts: Prompts, wanted: Ablate) -> None:
 
     The same command again goes on where an earlier one stopped."""
     recipe, seed = options.recipe(wanted), wanted.seed or 0
+    batch.check_engine(wanted.engine, wanted.address)
     from fourdfy_cli.evaluate import ablate as library
     from fourdfy_cli.evaluate.videos import read_prompts
 
@@ -64,8 +68,9 @@ def ablate(prompts: Prompts, wanted: Ablate) -> None:
 
     clip = wanted.clip or ("nano" if recipe.models.set == "nano" else "ViT-B-32")
     task = library.Ablation(texts, names, recipe, wanted.out, seed, clip)
+    lost = batch.ahead(wanted, device, recipe, lambda engine, watcher: library.ahead(task, engine, watcher))
     with wanted.output.events() as events:
-        data = library.run(task, wanted.machine(device), events)
+        data = library.run(task, wanted.machine(device), events, lost)
     shown = data if wanted.json else {key: value for key, value in data.items() if key != "runs"}
     shown |= {"files": [wanted.out / f"ablate.{suffix}" for suffix in ("json", "md", "png")]}
     if not data["failed"]:

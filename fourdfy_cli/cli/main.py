@@ -13,7 +13,24 @@ from typing import Annotated, cast
 import typer
 
 from fourdfy_cli import __version__
-from fourdfy_cli.cli import ablate, bench, doctor, export, generate, inspect, models, nano, options, render, report, runs, study, view
+from fourdfy_cli.cli import (
+    ablate,
+    batch,
+    bench,
+    doctor,
+    export,
+    generate,
+    inspect,
+    models,
+    nano,
+    options,
+    render,
+    report,
+    runs,
+    slurm,
+    study,
+    view,
+)
 from fourdfy_cli.console import Output
 from fourdfy_cli.errors import FAILURE, INTERRUPTED, MEMORY, OK, FourdfyError
 from fourdfy_cli.store.stream import Willing
@@ -38,6 +55,8 @@ app.command()(report.report)
 app.command()(runs.runs)
 app.command()(inspect.info)
 app.command()(ablate.ablate)
+app.command()(batch.batch)
+app.command()(slurm.slurm)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
 app.add_typer(nano.app, name="nano")

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from fourdfy_cli.cli import options
+from fourdfy_cli.cli import batch, options
+from fourdfy_cli.cli.batch import Address, EngineName
 from fourdfy_cli.errors import USAGE, FourdfyError, typed
 
 app = typer.Typer(help="The toy world, and the small models that ship with this package.", rich_markup_mode="rich")
@@ -197,6 +198,8 @@ class Bench(options.Run):
     """Options of `nano bench`."""
 
     out: Annotated[Path, typer.Option("--out", help="Folder that gets the runs, bench.json and bench.png.")] = Path("nano-bench")
+    engine: EngineName = "local"
+    address: Address = None
 
 
 @app.command()
@@ -210,6 +213,7 @@ def bench(prompts: Prompts, wanted: Bench) -> None:
         raise FourdfyError(
             "only the nano models have a truth to compare with", "fourdfy nano bench prompts/nano-bench.txt --models nano", USAGE
         )
+    batch.check_engine(wanted.engine, wanted.address)
     from fourdfy_cli.evaluate.videos import read_prompts
 
     texts = list(dict.fromkeys(read_prompts(prompts)))
@@ -221,8 +225,10 @@ def bench(prompts: Prompts, wanted: Bench) -> None:
     options.check_writable(wanted.out)
     from fourdfy_cli.evaluate import benchmark as library
 
+    task = library.Task(texts, recipe, wanted.out, seed)
+    lost = batch.ahead(wanted, device, recipe, lambda engine, watcher: library.ahead(task, engine, watcher))
     with wanted.output.events() as events:
-        data = library.run(library.Task(texts, recipe, wanted.out, seed), wanted.machine(device), events)
+        data = library.run(task, wanted.machine(device), events, lost)
     files = {"files": [wanted.out / "bench.json", wanted.out / "bench.png"]}
     wanted.output.finish((data if wanted.json else library.shown(data)) | files)
 

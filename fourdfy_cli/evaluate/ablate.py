@@ -7,9 +7,10 @@ done is left as it is. Source: the paper's Sec. 5 and Table 2; what it leaves op
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +24,9 @@ from fourdfy_cli.evaluate.clip import load_clip
 from fourdfy_cli.evaluate.truth import score
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import render
-from fourdfy_cli.run import train
-from fourdfy_cli.run.state import told
+from fourdfy_cli.run import batch
+from fourdfy_cli.run.batch import Engine, Job, Watcher, held
+from fourdfy_cli.run.progress import Events
 from fourdfy_cli.scene.scene import Scene
 from fourdfy_cli.store import checkpoint, files
 from fourdfy_cli.store.folder import make_writable, read_runs, run_folder, write_json
@@ -96,10 +98,10 @@ def row_recipe(recipe: Recipe, name: str) -> Recipe:
     return recipe
 
 
-def run(wanted: Ablation, machine: Machine, events: train.Events) -> dict[str, Any]:
+def run(wanted: Ablation, machine: Machine, events: Events, lost: Mapping[Path, str] = MappingProxyType({})) -> dict[str, Any]:
     """Train and judge what is not there yet; writes ablate.json and ablate.md after every run and ablate.png at the end, and returns
-    what ablate.json holds. A run that diverges is listed there as failed, and the others go on. Raises FourdfyError as `check` and
-    `train.run` for all else."""
+    what ablate.json holds. A run that diverges, or did `ahead` (`lost`), is listed there as failed, and the others go on. Raises
+    FourdfyError as `check` and `train.run` for all else."""
     recipes = {name: row_recipe(wanted.recipe, name) for name in wanted.rows}
     check(wanted, recipes)
     make_writable(wanted.out)
@@ -110,6 +112,8 @@ def run(wanted: Ablation, machine: Machine, events: train.Events) -> dict[str, A
         for name, recipe in recipes.items():
             events.note(f"{name}: {prompt}")
             try:
+                if why := lost.get(run_folder(wanted.out / name, prompt, wanted.seed)):
+                    raise FourdfyError(why, code=DIVERGED)
                 folder = trained(wanted, name, prompt, recipe, machine, events)
             except FourdfyError as error:
                 if error.code != DIVERGED:
@@ -139,23 +143,26 @@ def check(wanted: Ablation, recipes: dict[str, Recipe]) -> None:
         raise problems[0]
 
 
-def held(folder: Path, prompt: str, recipe: Recipe) -> str | None:
-    """What a folder holds that does not go with a prompt and a recipe; None where a run may start or go on."""
-    about = told(folder / "run.json")
-    if about is None:
-        return None
-    if about["prompt"] != prompt:
-        return f"another prompt ({about['prompt']!r})"
-    return "a run with other settings" if from_dict(about["recipe"]) != recipe else None
+def trained(wanted: Ablation, name: str, prompt: str, recipe: Recipe, machine: Machine, events: Events) -> Path:
+    """The finished run of a row and a prompt."""
+    return job(wanted, name, prompt, recipe).go(machine, events).run_dir
 
 
-def trained(wanted: Ablation, name: str, prompt: str, recipe: Recipe, machine: Machine, events: train.Events) -> Path:
-    """The finished run of a row and a prompt: as it is, gone on with, or from the latest stage that some other run shares."""
-    folder = run_folder(wanted.out / name, prompt, wanted.seed)
-    start = None if any(folder.glob("[!.]*.pt")) else shared(wanted.out, recipe, folder.name)
-    stages = {"stage1.pt": (2, 3), "stage2.pt": (3,)}.get(start.name if start else "", (1, 2, 3))
-    train.run(prompt, recipe, folder.parent, wanted.seed, stages, start, machine, events)
-    return folder
+def job(wanted: Ablation, name: str, prompt: str, recipe: Recipe) -> Job:
+    """The run of a row and a prompt: as it is, gone on with, or from the latest stage that some other run shares."""
+    made = Job(prompt, wanted.seed, recipe, wanted.out / name)
+    return made if any(made.folder.glob("[!.]*.pt")) else replace(made, start=shared(wanted.out, recipe, made.folder.name))
+
+
+def ahead(wanted: Ablation, engine: Engine, watcher: Watcher) -> dict[Path, str]:
+    """Train every run by an engine, the prompts of a row side by side and row after row, so that rows can share stages: the folders of
+    those that diverged, and why. Raises FourdfyError as `check` and `batch.made`."""
+    recipes = {name: row_recipe(wanted.recipe, name) for name in wanted.rows}
+    check(wanted, recipes)
+    lost: dict[Path, str] = {}
+    for name, recipe in recipes.items():
+        lost |= batch.made([job(wanted, name, prompt, recipe) for prompt in wanted.prompts], engine, watcher)
+    return lost
 
 
 def shared(out: Path, recipe: Recipe, run_name: str) -> Path | None:

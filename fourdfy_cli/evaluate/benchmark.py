@@ -6,8 +6,10 @@ Every prompt has its run folder; what is finished is left as it is, so the same 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,9 @@ from fourdfy_cli.memory import Machine
 from fourdfy_cli.nano.prompts import MOTIONS, parse
 from fourdfy_cli.nano.show import truth
 from fourdfy_cli.output import render
-from fourdfy_cli.run import train
+from fourdfy_cli.run import batch
+from fourdfy_cli.run.batch import Engine, Job, Watcher
+from fourdfy_cli.run.progress import Events
 from fourdfy_cli.store import checkpoint
 from fourdfy_cli.store.folder import make_writable, read_runs, run_folder, write_json
 
@@ -42,9 +46,15 @@ class Task:
     seed: int
 
 
-def run(task: Task, machine: Machine, events: train.Events) -> dict[str, Any]:
+def ahead(task: Task, engine: Engine, watcher: Watcher) -> dict[Path, str]:
+    """Make every scene by an engine: the folders of those that diverged, and why. Raises FourdfyError as `batch.made`."""
+    return batch.made([Job(prompt, task.seed, task.recipe, task.out) for prompt in task.prompts], engine, watcher)
+
+
+def run(task: Task, machine: Machine, events: Events, lost: Mapping[Path, str] = MappingProxyType({})) -> dict[str, Any]:
     """Make and measure what is not there yet; writes bench.json after every prompt and bench.png at the end, and returns what bench.json
-    holds. A prompt that diverges is listed as failed, and the others go on. Raises FourdfyError as `train.run` for all else."""
+    holds. A prompt that diverges, or did `ahead` (`lost`), is listed as failed, and the others go on. Raises FourdfyError as
+    `train.run` for all else."""
     make_writable(task.out)
     known = {(r["prompt"], r["digest"]): r for r in read_runs(task.out / "bench.json", ("prompt", "digest"), MEANS, FRONTS)}
     results: list[dict[str, Any]] = []
@@ -52,7 +62,10 @@ def run(task: Task, machine: Machine, events: train.Events) -> dict[str, Any]:
     for number, prompt in enumerate(task.prompts, 1):
         events.note(f"{number}/{len(task.prompts)}: {prompt}")
         try:
-            folder = train.run(prompt, task.recipe, task.out, task.seed, (1, 2, 3), None, machine, events).run_dir
+            job = Job(prompt, task.seed, task.recipe, task.out)
+            if job.folder in lost:
+                raise FourdfyError(lost[job.folder], code=DIVERGED)
+            folder = job.go(machine, events).run_dir
         except FourdfyError as error:
             if error.code != DIVERGED:
                 raise

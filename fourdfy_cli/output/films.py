@@ -110,10 +110,15 @@ def _unquoted(text: str) -> str:
 
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a file, one a line; empty lines and those that start with # do not count. Raises FourdfyError (exit 2)."""
+    return [prompt for _, prompt in numbered_prompts(path)]
+
+
+def numbered_prompts(path: Path) -> list[tuple[int, str]]:
+    """The same with the number of each one's line."""
     found = []
     for number, line in enumerate(read_lines(path), 1):
         if line and not line.startswith("#"):
-            found.append(line)
+            found.append((number, line))
         if len(line) > LONGEST:
             why = f"line {number} has {len(line)} characters, a prompt at most {LONGEST}"
             raise FourdfyError(f"{path}: {why}", typed("sed", "-n", f"{number}p", path), USAGE)

@@ -20,6 +20,7 @@ from fourdfy_cli.evaluate.ablate import Ablation, row_recipe, rows, until
 from fourdfy_cli.evaluate.clip import load_clip
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import render
+from fourdfy_cli.run.batch import Ended
 from fourdfy_cli.scene.cameras import mav3d
 from fourdfy_cli.store import checkpoint, migrate
 from fourdfy_cli.store.folder import read_json, run_folder
@@ -363,3 +364,33 @@ def test_a_prompt_file_with_a_byte_order_mark(tmp_path: Path, capsys: pytest.Cap
     with open("r.txt", "wb") as file:
         file.truncate(2**30)
     fails(capsys, ["ablate", "r.txt", "--models", "nano"], 2, "larger")
+
+
+class Diverging:
+    """An engine whose scenes all diverge, and a watcher."""
+
+    def __init__(self):
+        self.begun = []
+
+    def run(self, jobs, tick, signals):
+        for number, job in jobs.items():
+            self.begun.append((job.out.name, job.prompt))
+            yield Ended(number, DIVERGED, f"diverged at {number}")
+
+    def scenes(self, rows):
+        pass
+
+    def note(self, text):
+        pass
+
+
+def test_what_an_engine_made_ahead_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Row after row, all prompts of one at once."""
+    untrained(monkeypatch)
+    wanted, engine = task(tmp_path, ["full", "no-hybrid"], [DOG, BALL]), Diverging()
+    lost = ablate.ahead(wanted, engine, engine)
+    assert engine.begun == [(row, prompt) for row in ("full", "no-hybrid") for prompt in (DOG, BALL)]
+    failed = ablate.run(wanted, Machine(), Judge(), lost)["failed"]
+    assert sorted((one["row"], one["prompt"], one["why"]) for one in failed) == sorted(
+        (row, prompt, f"diverged at {k}") for row in ("full", "no-hybrid") for k, prompt in enumerate((DOG, BALL))
+    )

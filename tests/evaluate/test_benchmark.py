@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -71,6 +72,16 @@ def test_again_finds_everything_done(made):
     watch, before = Watch(), {p: p.stat().st_mtime_ns for p in task.out.rglob("*.pt")}
     assert bench.run(task, Machine(), watch)["runs"] == data["runs"]
     assert watch.steps == 0 and before == {p: p.stat().st_mtime_ns for p in task.out.rglob("*.pt")}
+
+
+def test_what_diverged_ahead_is_listed(made, tmp_path):
+    """By an engine, before the benchmark looked: it is not begun again."""
+    task = dataclasses.replace(made[0], out=tmp_path / "bench")
+    shutil.copytree(made[0].out, task.out)
+    watch = Watch()
+    data = bench.run(task, Machine(), watch, {task.out / "a-red-cube-s0": "no numbers any more"})
+    assert data["failed"] == [{"prompt": PROMPTS[1], "why": "no numbers any more"}] and watch.steps == 0
+    assert [run["prompt"] for run in data["runs"]] == PROMPTS[:1]
 
 
 def test_lines_of_made_up_runs():
