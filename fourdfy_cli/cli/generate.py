@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+import os
+import shlex
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fourdfy_cli.cli import options
-from fourdfy_cli.errors import USAGE, FourdfyError, typed
+from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError, typed
 
 if TYPE_CHECKING:
     from fourdfy_cli.config import Recipe
+    from fourdfy_cli.memory import Machine
 
 Words = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to make, in words.", show_default=False)]
 Resume = Annotated[
@@ -22,8 +26,32 @@ Resume = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Run(options.Run):
+    """Options of the commands that make one scene."""
+
+    gpus: Annotated[
+        int, typer.Option("--gpus", envvar="FOURDFY_GPUS", min=1, max=1024, help="Processes that share the run, one a GPU (or on the CPU).")
+    ] = 1
+    distributed: Annotated[
+        str, typer.Option("--distributed", envvar="FOURDFY_DISTRIBUTED", help="What they share: frames (of the same step) or views (more).")
+    ] = "frames"
+
+    def machine(self, device: str) -> Machine:
+        from fourdfy_cli.run.launch import is_rank
+
+        return replace(super().machine(device), distributed=self.distributed if is_rank() else None)
+
+    def again(self) -> str:
+        """The command that goes on with the run."""
+        args = list(self.output.args)
+        if self.gpus > 1 or "RANK" not in os.environ:
+            return shlex.join(["fourdfy", *args])
+        return shlex.join(["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m", "fourdfy_cli", *args])
+
+
 @options.grouped
-def generate(prompt: options.Prompt, run: options.Run) -> None:
+def generate(prompt: options.Prompt, run: Run) -> None:
     """Turn a sentence into a moving 3D scene: all three stages, then a video of it.
 
     The same command again goes on where an earlier one stopped."""
@@ -33,13 +61,13 @@ def generate(prompt: options.Prompt, run: options.Run) -> None:
 
 
 @options.grouped
-def stage1(run: options.Run, prompt: Words = None, resume: Resume = None) -> None:
+def stage1(run: Run, prompt: Words = None, resume: Resume = None) -> None:
     """Stage 1 alone: a static scene, from the multi-view model. Writes stage1.pt."""
     _stage(1, prompt, resume, run)
 
 
 @options.grouped
-def stage2(run: options.Run, prompt: Words = None, resume: Resume = None) -> None:
+def stage2(run: Run, prompt: Words = None, resume: Resume = None) -> None:
     """Stage 2 alone: better appearance, from the image model. Writes stage2.pt.
 
     Starts from the end of stage 1."""
@@ -47,14 +75,14 @@ def stage2(run: options.Run, prompt: Words = None, resume: Resume = None) -> Non
 
 
 @options.grouped
-def stage3(run: options.Run, prompt: Words = None, resume: Resume = None) -> None:
+def stage3(run: Run, prompt: Words = None, resume: Resume = None) -> None:
     """Stage 3 alone: motion, from the video model. Writes stage3.pt and the video.
 
     Starts from the end of stage 2."""
     _stage(3, prompt, resume, run)
 
 
-def _stage(number: int, prompt: str | None, resume: Path | None, run: options.Run) -> None:
+def _stage(number: int, prompt: str | None, resume: Path | None, run: Run) -> None:
     """One stage; prompt, seed and recipe come from the checkpoint if there is one, and may not contradict it."""
     if resume is None:
         if prompt is None:
@@ -82,7 +110,7 @@ def _example(number: int) -> str:
     return 'fourdfy stage1 "a red dog jumping"' if number == 1 else f"fourdfy stage{number} --resume outputs/RUN/stage{number - 1}.pt"
 
 
-def _earlier(number: int, prompt: str, run: options.Run) -> str:
+def _earlier(number: int, prompt: str, run: Run) -> str:
     """The command that starts this stage for a prompt from the run's own folder."""
     from fourdfy_cli.store.folder import run_folder
 
@@ -96,7 +124,7 @@ def _agree(what: str, given: Any, stored: Any, number: int, resume: Path) -> Non
         )
 
 
-def _out(run: options.Run, prompt: str, seed: int, resume: Path) -> Path:
+def _out(run: Run, prompt: str, seed: int, resume: Path) -> Path:
     """Where the run's folder goes: the checkpoint's own run folder goes on, unless --out names another place."""
     from fourdfy_cli.store.folder import run_folder
 
@@ -104,15 +132,15 @@ def _out(run: options.Run, prompt: str, seed: int, resume: Path) -> Path:
     return folder.parent if not run.given("out") and run_folder(folder.parent, prompt, seed) == folder else run.out
 
 
-def _run(prompt: str, recipe: Recipe, run: options.Run, stages: tuple[int, ...], resume: Path | None) -> None:
+def _run(prompt: str, recipe: Recipe, run: Run, stages: tuple[int, ...], resume: Path | None) -> None:
     """Show the recipe (--dry-run), or check what can be checked beforehand, then train and list what was written."""
     output, run = run.output, replace(run, out=run.out.expanduser())  # a shell leaves the ~ of FOURDFY_OUT as it is
     seed = run.seed or 0
     if run.dry_run:
         about = {"prompt": prompt, "seed": seed, "out": str(run.out), "device": run.device}
         return output.finish(about | (_plan if run.json else _readable_plan)(recipe, run, stages))
-    device = options.device(run, recipe)
     options.check_writable(run.out)
+    device = _place(run, recipe)
     if run.commercial:
         from fourdfy_cli.diffusion import hub, sets
 
@@ -124,13 +152,40 @@ def _run(prompt: str, recipe: Recipe, run: options.Run, stages: tuple[int, ...],
     from fourdfy_cli.run.train import run as train
 
     with output.events() as events:
-        result = train(prompt, recipe, run.out, seed, stages, resume, run.machine(device), events)
+        try:
+            result = train(prompt, recipe, run.out, seed, stages, resume, run.machine(device), events)
+        except FourdfyError as error:
+            error.hint = error.hint or run.again()  # where a rank is gone, nobody else knows the command
+            raise
     if not run.json:
         output.note("wrote " + " ".join(str(path) for path in result.files))
     output.finish({"run_dir": result.run_dir, "checkpoint": result.checkpoint, "video": result.video, "seconds": result.seconds})
 
 
-def _plan(recipe: Recipe, run: options.Run, stages: tuple[int, ...]) -> dict[str, Any]:
+def _place(run: Run, recipe: Recipe) -> str:
+    """Where this process computes; with --gpus, where it is the first to be asked, it starts the others and does not come back.
+
+    Raises FourdfyError: exit 2 for options that do not go together, exit 3 for more GPUs than there are."""
+    from fourdfy_cli.run.launch import is_rank, launch
+
+    device = options.device(run, recipe)
+    if run.distributed not in ("frames", "views"):
+        raise FourdfyError(f"there is no way {run.distributed!r} to share a run", "frames or views: --distributed frames", USAGE)
+    if is_rank():
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
+    if run.gpus == 1:
+        return device
+    if device != "cpu":
+        import torch
+
+        if device != "cuda":
+            raise FourdfyError(f"{run.gpus} processes cannot share {device}", f"--gpus {run.gpus} --device cuda", USAGE)
+        if run.gpus > (here := torch.cuda.device_count()):
+            raise FourdfyError(f"this machine has {here} GPUs, not {run.gpus}", f"--gpus {here}", ENVIRONMENT)
+    sys.exit(launch(list(run.output.args), run.gpus, run.again()))
+
+
+def _plan(recipe: Recipe, run: Run, stages: tuple[int, ...]) -> dict[str, Any]:
     """What a run would do and need, as data; nothing is downloaded, no GPU is touched."""
     from fourdfy_cli import config
     from fourdfy_cli.run import plan
@@ -143,7 +198,7 @@ def _plan(recipe: Recipe, run: options.Run, stages: tuple[int, ...]) -> dict[str
     }
 
 
-def _readable_plan(recipe: Recipe, run: options.Run, stages: tuple[int, ...]) -> dict[str, Any]:
+def _readable_plan(recipe: Recipe, run: Run, stages: tuple[int, ...]) -> dict[str, Any]:
     """The same for people, on one screen: a line for each model and stage, then what differs from the preset; with --full every
     setting as `key = value # source`."""
     from fourdfy_cli.config import leaves

@@ -17,6 +17,7 @@ from fourdfy_cli.hybrid import StepContext
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.nano.prompts import parse
 from fourdfy_cli.output import render
+from fourdfy_cli.run.ranks import ALONE, Ranks
 from fourdfy_cli.scene.scene import Scene
 from fourdfy_cli.store import checkpoint, migrate
 from fourdfy_cli.store.folder import read_json, run_folder, write_json
@@ -41,9 +42,11 @@ class Run:
     rung: int = 0  # of memory.LADDER
     skipped: int = 0  # steps whose numbers were not finite, and how many of them the last ones were in a row
     skipped_in_a_row: int = 0
+    ranks: Ranks = ALONE
+    views: int = 1  # shots of a step, of as many ranks
 
     def context(self) -> StepContext:
-        return StepContext(self.recipe, self.seed, self.stage, self.step, self.retries)
+        return StepContext(self.recipe, self.seed, self.stage, self.step, self.retries, self.ranks.draws)
 
     def state(self) -> dict[str, Any]:
         """Plain tensors and builtins."""
@@ -58,6 +61,7 @@ class Run:
             "optimizer": self.optimizer_state,
             "models": self.recipe.models.set,
             **({"retries": self.retries} if self.retries else {}),
+            **({"views": self.views} if self.views > 1 else {}),
         }
 
     @property
@@ -83,14 +87,17 @@ def from_checkpoint(state: dict[str, Any], folder: Path, machine: Machine) -> Ru
     recipe = from_dict(state["recipe"])
     scene = render.build_scene(state, folder, machine.device, machine.backend)
     where = state["stage"], state["step"], state.get("lora") or {}, state.get("optimizer"), int(state.get("retries", 0))
-    return Run(state["prompt"], recipe, folder, state["seed"], machine, scene, *where)
+    return Run(state["prompt"], recipe, folder, state["seed"], machine, scene, *where, views=int(state.get("views", 1)))
 
 
-def opened(prompt: str, recipe: Recipe, out: Path, seed: int, machine: Machine, note: Callable[[str], None] = lambda _: None) -> Run:
+def opened(
+    prompt: str, recipe: Recipe, out: Path, seed: int, machine: Machine, note: Callable[[str], None] = lambda _: None, views: int = 1
+) -> Run:
     """A new run, or the one this prompt and seed already have in `out`, at its furthest whole checkpoint; run.json only tells of it, and is
     made again where it is lost. `note` hears of what was damaged or missing.
 
-    Raises FourdfyError: exit 2 if the folder holds another prompt, seed or recipe (nothing is overwritten), exit 6 if all is damaged.
+    Raises FourdfyError: exit 2 if the folder holds another prompt, seed, recipe or number of views (nothing is overwritten), exit 6 if all
+    is damaged.
     """
     folder = run_folder(out, prompt, seed)
     about = read_json(folder / "run.json") or {}
@@ -103,6 +110,9 @@ def opened(prompt: str, recipe: Recipe, out: Path, seed: int, machine: Machine, 
             note(f"{folder} has no checkpoint any more: from step 0 again")
         return Run(prompt, recipe, folder, seed, machine, new_scene(recipe, seed, machine))
     _check_owner(folder, state, prompt, recipe, seed)
+    if (theirs := int(state.get("views", 1))) != views:
+        hint = f"--distributed views --gpus {theirs}" if theirs > 1 else "--distributed frames"
+        raise FourdfyError(f"{folder} holds a run with {theirs} shots a step, not {views}", f"its own number: {hint}", USAGE)
     return from_checkpoint(state, folder, machine)
 
 
@@ -148,7 +158,9 @@ def check_stage(path: Path, current: Run, stage: int) -> None:
 
 
 def write_about(current: Run, status: str, why: str = "") -> None:
-    """run.json, which people and `fourdfy info` read: written as safely as a checkpoint. Raises FourdfyError (exit 1)."""
+    """run.json, which people and `fourdfy info` read; the first rank writes it, as safely as a checkpoint. Raises FourdfyError (exit 1)."""
+    if not current.ranks.first:
+        return
     write_json(
         current.folder / "run.json",
         {
