@@ -27,8 +27,8 @@ def start(out: Path, *jobs: str) -> list[int | None]:
     """Do some of the jobs below, one after another, on SIZE ranks; their exit codes."""
     from fourdfy_cli.run.launch import _free_port
 
-    context, port = multiprocessing.get_context("spawn"), _free_port()
-    ranks = [context.Process(target=work, args=(rank, port, out, jobs), daemon=True) for rank in range(SIZE)]
+    context, ports = multiprocessing.get_context("spawn"), [_free_port() for _ in jobs]
+    ranks = [context.Process(target=work, args=(rank, ports, out, jobs), daemon=True) for rank in range(SIZE)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -36,12 +36,12 @@ def start(out: Path, *jobs: str) -> list[int | None]:
     return [rank.exitcode for rank in ranks]
 
 
-def work(rank: int, port: int, out: Path, jobs: tuple[str, ...]) -> None:
+def work(rank: int, ports: list[int], out: Path, jobs: tuple[str, ...]) -> None:
     torch.set_num_threads(1)
-    place = {"RANK": rank, "WORLD_SIZE": SIZE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in place.items()}
     train.render.orbit = lambda scene, recipe, path: path
-    for job in jobs:
+    for job, port in zip(jobs, ports, strict=True):
+        place = {"RANK": rank, "WORLD_SIZE": SIZE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in place.items()}
         JOBS[job](rank, out / job)
 
 

@@ -1,22 +1,24 @@
 """One scene over several processes (ranks): who does what of a step, how gradients meet, and how all end together.
 
-"frames": a step's rays and encoded pictures are split over the ranks, and every draw is the same on all of them: it is the step of one
-process. "views": each rank draws cameras and noise of its own, N times the batch. Either way the mean of the ranks' gradients is the
-step's, and their copies of scene, LoRA and optimizer stay equal: nothing changes them but what all ranks know.
+"frames": a step's rays, its encoded pictures and the two texts of a model are split over the ranks, and every draw is the same on all of
+them: it is the step of one process. "views": each rank draws cameras and noise of its own, N times the batch. Either way the mean of
+the ranks' gradients is the step's, and their copies of scene, LoRA and optimizer stay equal: nothing changes them but what all know.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fourdfy_cli.diffusion.models import Diffusion, predict
 from fourdfy_cli.errors import FAILURE, TERMINATED, FourdfyError
 from fourdfy_cli.guidance.base import Guidance
 from fourdfy_cli.memory import WHOLE, Machine, Share
@@ -49,8 +51,9 @@ class Ranks:
         """The exit code of a signal that reached any of the ranks."""
         return code
 
-    def encode_together(self, guidances: Mapping[str, Guidance]) -> None:
-        """Split the encoding of pictures over the ranks."""
+    def score_together(self, guidances: dict[str, Guidance]) -> dict[str, Guidance]:
+        """Guidances whose work is split over the ranks."""
+        return guidances
 
 
 ALONE = Ranks()
@@ -96,20 +99,25 @@ class Group(Ranks, Share):
             dist.all_reduce(told, dist.ReduceOp.MAX)
         return int(told) or None
 
-    def encode_together(self, guidances: Mapping[str, Guidance]) -> None:
-        if self.share is self:
-            networks: dict[int, Any] = {id(vae): vae for vae in (one.diffusion.vae for one in guidances.values())}  # type: ignore[attr-defined]
-            for vae in networks.values():
-                Split(self, vae.encoder)
+    def score_together(self, guidances: dict[str, Guidance]) -> dict[str, Guidance]:
+        if self.share is WHOLE:
+            return guidances
+        models: dict[str, Diffusion] = {name: cast(Any, guidance).diffusion for name, guidance in guidances.items()}
+        for vae in {id(model.vae): model.vae for model in models.values()}.values():
+            Split(self, vae.encoder)
+        return {name: replace(cast(Any, guidances[name]), diffusion=Halved(**vars(model), group=self)) for name, model in models.items()}
 
     def gather(self, part: Tensor, total: int) -> Tensor:
         spare = part.new_zeros(-(-total // self.size) - len(part), *part.shape[1:])
-        own = torch.cat([part, spare])
+        return torch.stack(self.parts(torch.cat([part, spare])), 1).flatten(0, 1)[:total]
+
+    def parts(self, own: Tensor) -> list[Tensor]:
+        """A tensor of every rank; they are of one shape."""
         parts = [torch.empty_like(own) for _ in range(self.size)]
         self._meet(own)
         with self._together():
-            dist.all_gather(parts, own)
-        return torch.stack(parts, 1).flatten(0, 1)[:total]
+            dist.all_gather(parts, own.contiguous())
+        return parts
 
     def tell(self, error: FourdfyError) -> None:
         """Let the others know why this rank ends."""
@@ -157,6 +165,19 @@ def joined(machine: Machine) -> Iterator[Ranks]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Halved(Diffusion):
+    """A model that even ranks ask about the prompt, and odd ones about the negative prompt."""
+
+    group: Group
+
+    @torch.no_grad()
+    def predict(self, z_t: Tensor, t: int, cond: Tensor, uncond: Tensor, camera: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        text = (cond, uncond)[self.group.rank % 2]
+        found = self.group.parts(predict(self.unet, z_t, t, text.expand(len(z_t), -1, -1), camera))
+        return found[0], found[1]
 
 
 class Split:

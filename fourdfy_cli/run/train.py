@@ -153,10 +153,10 @@ def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: St
     if current.vram is not None:
         current.rung = max(current.rung, memory.choose(current.recipe, current.stage, current.vram))
     write_about(current, "running")
-    guidances = load_guidances(current.recipe, current.stage, current.text, current.machine.device, current.rung, current.seed)
+    models = load_guidances(current.recipe, current.stage, current.text, current.machine.device, current.rung, current.seed)
+    guidances = ranks.score_together(models)
     if (network := lora_network(guidances)) is not None and current.lora:
         load_lora_state(network, current.lora)
-    ranks.encode_together(guidances)
     optimizer = make_optimizer(current.scene, current.recipe, current.stage, guidances)
     if current.optimizer_state is not None:
         load_optimizer(optimizer, current.optimizer_state, current.last)
