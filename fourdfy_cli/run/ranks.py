@@ -64,9 +64,11 @@ class Group(Ranks, Share):
     method when one of them is gone."""
 
     def __init__(self, mode: str, device: str):
-        self.parent, self.device = os.getppid(), device
+        self.parent = os.getppid()
         self.store, self.rank, self.size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
         backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+        if device != "cpu":
+            torch.cuda.set_device(device)
         dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.size, timeout=TIMEOUT)
         if mode == "frames":
             self.share = self
