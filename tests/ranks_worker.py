@@ -27,7 +27,7 @@ def start(out: Path, *jobs: str) -> list[int | None]:
     """Do some of the jobs below, one after another, on SIZE ranks; their exit codes."""
     from fourdfy_cli.run.launch import _free_port
 
-    context, ports = multiprocessing.get_context("spawn"), [_free_port() for _ in jobs]
+    context, ports = multiprocessing.get_context("spawn"), [_free_port() for _ in range(2 * len(jobs))]
     ranks = [context.Process(target=work, args=(rank, ports, out, jobs), daemon=True) for rank in range(SIZE)]
     for rank in ranks:
         rank.start()
@@ -37,15 +37,15 @@ def start(out: Path, *jobs: str) -> list[int | None]:
 
 
 def work(rank: int, ports: list[int], out: Path, jobs: tuple[str, ...]) -> None:
+    """The jobs, each of at most two runs; every run joins at a port of its own."""
     torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(SIZE), "MASTER_ADDR": "127.0.0.1"}
     train.render.orbit = lambda scene, recipe, path: path
-    for job, port in zip(jobs, ports, strict=True):
-        place = {"RANK": rank, "WORLD_SIZE": SIZE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ |= {name: str(value) for name, value in place.items()}
-        JOBS[job](rank, out / job)
+    for number, job in enumerate(jobs):
+        JOBS[job](rank, out / job, ports[2 * number : 2 * number + 2])
 
 
-def go(rank: int, out: Path, mode: str, action: Callable[[Scene, StepContext], None] = lambda scene, context: None) -> None:
+def go(rank: int, out: Path, port: int, mode: str, action: Callable[[Scene, StepContext], None] = lambda scene, context: None) -> None:
     """A run, with an action after each step; how it ended, and the digest of what this rank has then, go to a file of its own."""
     step, finish, ended = hybrid.step, train.finish, {"code": 0}
 
@@ -59,6 +59,7 @@ def go(rank: int, out: Path, mode: str, action: Callable[[Scene, StepContext], N
         return finish(current, stages, events)
 
     hybrid.step, train.finish = acting, telling
+    os.environ["MASTER_PORT"] = str(port)
     try:
         train.run(PROMPT, tiny_recipe(), out, SEED, (1, 2, 3), None, Machine(distributed=mode), Watch())
     except FourdfyError as error:
@@ -67,40 +68,40 @@ def go(rank: int, out: Path, mode: str, action: Callable[[Scene, StepContext], N
     (out / f"rank{rank}.json").write_text(json.dumps(ended))
 
 
-def frames(rank: int, out: Path) -> None:
-    go(rank, out, "frames")
+def frames(rank: int, out: Path, ports: list[int]) -> None:
+    go(rank, out, ports[0], "frames")
 
 
-def views(rank: int, out: Path) -> None:
+def views(rank: int, out: Path, ports: list[int]) -> None:
     """The second rank gets a signal once; then the run goes on."""
 
     def signalled(scene: Scene, context: StepContext) -> None:
         if rank and (context.stage, context.step) == (2, 1):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    go(rank, out, "views", signalled)
+    go(rank, out, ports[0], "views", signalled)
     (out / f"rank{rank}.json").rename(out / f"stopped{rank}.json")
-    go(rank, out, "views", signalled)
+    go(rank, out, ports[1], "views", signalled)
 
 
-def killed(rank: int, out: Path) -> None:
+def killed(rank: int, out: Path, ports: list[int]) -> None:
     """The second rank dies inside stage 2, in a step before which the occupancy is updated."""
 
     def dying(scene: Scene, context: StepContext) -> None:
         if rank and (context.stage, context.step) == (2, 2):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    go(rank, out, "frames", dying)
+    go(rank, out, ports[0], "frames", dying)
 
 
-def poisoned(rank: int, out: Path) -> None:
+def poisoned(rank: int, out: Path, ports: list[int]) -> None:
     """The second rank's numbers are bad from stage 2 on, until the run goes back."""
 
     def poison(scene: Scene, context: StepContext) -> None:
         if rank and context.stage > 1 and context.retry == 0:
             next(scene.background_net.parameters()).grad.fill_(torch.nan)
 
-    go(rank, out, "views", poison)
+    go(rank, out, ports[0], "views", poison)
 
 
 JOBS = {job.__name__: job for job in (frames, views, killed, poisoned)}

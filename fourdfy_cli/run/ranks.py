@@ -86,8 +86,9 @@ class Group(Ranks, Share):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         told = torch.tensor([*(float(p.grad is not None) for p in parameters), *losses.values()], dtype=torch.float64)
         self._sum(told)
-        losses.update(zip(losses, (told[len(parameters) :] / self.size).tolist(), strict=True))
-        trained = [p for p, count in zip(parameters, told.tolist(), strict=False) if count > 0]
+        counts, values = told.split([len(parameters), len(losses)])
+        losses.update(zip(losses, (values / self.size).tolist(), strict=True))
+        trained = [p for p, count in zip(parameters, counts.tolist(), strict=True) if count]
         if trained:
             flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
             self._sum(flat)
