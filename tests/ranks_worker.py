@@ -99,7 +99,9 @@ def poisoned(rank: int, out: Path, ports: list[int]) -> None:
 
     def poison(scene: Scene, context: StepContext) -> None:
         if rank and context.stage > 1 and context.retry == 0:
-            next(scene.background_net.parameters()).grad.fill_(torch.nan)
+            for parameter in scene.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.fill_(torch.nan)
 
     go(rank, out, ports[0], "views", poison)
 

@@ -139,6 +139,7 @@ def test_a_process_that_fails_takes_the_others_along(monkeypatch, first):
 
 def test_the_first_process_has_the_last_word(monkeypatch):
     scripts(monkeypatch, "time.sleep(0.3); raise SystemExit(5)", "os.kill(os.getpid(), 9)")
+    monkeypatch.setattr(launch, "PATIENCE", 30.0)
     assert launch.launch([], 2, "") == 5
 
 
