@@ -19,9 +19,9 @@ from typing import Annotated, Any, Literal
 
 from fourdfy_cli.errors import USAGE, FourdfyError
 
-Pixels = Annotated[int, 1, 4096]
-Width = Annotated[int, 1, 4096]
+Pixels = Width = Annotated[int, 1, 4096]
 Every = Annotated[int, 1, 10**9]
+_hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
 
 
 @dataclass(frozen=True)
@@ -234,9 +234,7 @@ def override(recipe: Recipe, assignment: str, today: Callable[[str], str] = str)
         near = difflib.get_close_matches(today(key), keys, 1, cutoff=0.3)
         raise FourdfyError(f"there is no setting {key!r}", f"--set {near[0]}={keys[near[0]]}" if near else "fourdfy generate --help", USAGE)
     *path, last = [int(k) if k.isdigit() else k for k in key.split(".")]
-    at: Any = values
-    for name in path:
-        at = at[name]
+    at: Any = functools.reduce(lambda inside, name: inside[name], path, values)
     at[last] = _read(text, keys[key], key)
     return from_dict(values)
 
@@ -262,11 +260,6 @@ def _read(text: str, old: Any, key: str) -> Any:
         return int(number) if isinstance(old, int) else number
     except (KeyError, ValueError):
         raise FourdfyError(f"{key} wants a value like {old!r}, not {text!r}", f"--set {key}={old}", USAGE) from None
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind, include_extras=True)
 
 
 def _build(kind: Any, value: Any, path: str) -> Any:

@@ -12,7 +12,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
@@ -50,10 +50,10 @@ class Step(Protocol):
 
 
 class Output:
-    """Where one command line's words go."""
+    """Where one command line's words go; `args` are the words it came with."""
 
-    def __init__(self, command: str = "", as_json: bool = False):
-        self.command, self.as_json = command, as_json
+    def __init__(self, command: str = "", as_json: bool = False, args: Sequence[str] = ()):
+        self.command, self.as_json, self.args = command, as_json, args
         self.people = Console(file=cast(Any, Willing(sys.stderr)), highlight=False)
 
     def note(self, text: str) -> None:

@@ -24,19 +24,21 @@ from fourdfy_cli.scene.deformation import Deformation
 from fourdfy_cli.scene.scene import Frames, RenderOptions, Scene, camera_rays, render_rays, update_occupancy
 
 BRANCHES = ("multiview", "image", "video")
+ALIKE = ("branch", "refresh", "cells")  # streams that processes which draw their own views have in common
 POINTS, APART = 4096, 1 / 64  # at how many points a deformation's slope is measured, and over what part of the box and of the period
 
 
 @dataclass(frozen=True)
 class StepContext:
     """Recipe, seed, stage and step: all that decides a step's schedules and random numbers. `retry` counts how often a run has gone
-    back after numbers went bad: another stream of noise each time."""
+    back after numbers went bad: another stream of noise each time. `rank`: of a process that draws views of its own."""
 
     recipe: Recipe
     seed: int
     stage: int
     step: int
     retry: int = 0
+    rank: int = 0
 
     @property
     def settings(self) -> Stage:
@@ -53,7 +55,8 @@ class StepContext:
     def generator(self, stream: str) -> torch.Generator:
         """A generator for one named stream of this step."""
         retry = f"/{self.retry}" if self.retry else ""
-        key = hashlib.blake2b(f"{self.seed}/{self.stage}/{self.step}/{stream}{retry}".encode(), digest_size=8)
+        rank = f"/rank {self.rank}" if self.rank and stream not in ALIKE else ""
+        key = hashlib.blake2b(f"{self.seed}/{self.stage}/{self.step}/{stream}{retry}{rank}".encode(), digest_size=8)
         return torch.Generator().manual_seed(int.from_bytes(key.digest(), "big") >> 1)
 
 
@@ -137,8 +140,11 @@ def step(scene: Scene, guidances: Mapping[str, Guidance], context: StepContext, 
     The gradient at the pictures does not depend on the graph behind them. So if the shot is more than one tile of rays, it is rendered
     without a graph, handed to the guidance, and rendered again tile by tile; each tile's share of the objective is back-propagated at
     once. It is the same gradient in the memory of one tile.
+
+    Of several processes each renders its share of the rays, and all hand the whole shot to the guidance; what one leaves is the
+    gradient of its share, `size` times over: the mean over the processes is the step's.
     """
-    stage = context.settings
+    stage, share = context.settings, chunks.share
     branch = draw_branch(stage, context.generator("branch"))
     shot = draw_shot(branch, context)
     if chunks.park:
@@ -146,15 +152,18 @@ def step(scene: Scene, guidances: Mapping[str, Guidance], context: StepContext, 
     scene.field.dynamic.requires_grad_(stage.moving and (branch == "video" or stage.dynamic_always))
     options = RenderOptions(stage.blob.at(context.progress), draw_backdrop(context), stage.alpha_thre)
     rays = camera_rays(scene, shot, context.generator("jitter"))
-    tile = chunks.rays or len(rays.time)
-    tiles = rays.split(tile)
+    pixels, own = len(rays.time), rays.take(share.rows)
+    tile = chunks.rays or pixels
+    tiles = own.split(tile)
     rendered = [render_rays(scene, part, options, train=len(tiles) == 1) for part in tiles]
-    rgb = torch.cat([part.rgb.detach() for part in rendered]).view(len(shot), *shot.size, 3)
-    output = guidances[branch](rgb, shot, context.branch(branch), context.progress, context.generator("noise"), chunks.frames)
+    rgb = share.gather(torch.cat([part.rgb.detach() for part in rendered]), pixels).view(len(shot), *shot.size, 3)
+    encoded = chunks.frames and chunks.frames * share.size
+    output = guidances[branch](rgb, shot, context.branch(branch), context.progress, context.generator("noise"), encoded)
     outcome = Outcome(branch, {branch: output.loss, **output.logs})
-    for k, (part, grad) in enumerate(zip(tiles, output.grad.view(-1, 3).split(tile), strict=True)):
+    grads = (share.size * output.grad.view(-1, 3)[share.rows]).split(tile)
+    for k, (part, grad) in enumerate(zip(tiles, grads, strict=True)):
         frames = rendered[k] if len(tiles) == 1 else render_rays(scene, part, options, train=True)
-        total = objective(frames, grad, context, len(rays.time), outcome)
+        total = objective(frames, grad, context, pixels / share.size, outcome)
         if total.requires_grad:  # nothing to learn from where no ray met matter
             total.backward()
     smooth(scene, context, outcome)
@@ -164,7 +173,7 @@ def step(scene: Scene, guidances: Mapping[str, Guidance], context: StepContext, 
     return outcome
 
 
-def objective(frames: Frames, grad: Float[Tensor, "N 3"], context: StepContext, pixels: int, outcome: Outcome) -> Float[Tensor, ""]:
+def objective(frames: Frames, grad: Float[Tensor, "N 3"], context: StepContext, pixels: float, outcome: Outcome) -> Float[Tensor, ""]:
     """The share of N rays, of all `pixels` of a shot, in what is minimised: <rgb, d loss / d rgb> and the means of the
     regularisers, whose values are added to the outcome's."""
     total = (frames.rgb * grad).sum()

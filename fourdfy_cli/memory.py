@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -22,14 +23,32 @@ from fourdfy_cli.errors import MEMORY, FourdfyError
 from fourdfy_cli.scene.hashgrid import levels
 
 
+class Share:
+    """Which of a step's rays are this process's: every `size`-th from `rank` on. Here: all of them (run/ranks.py has several processes)."""
+
+    rank, size = 0, 1
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.rank, None, self.size)
+
+    def gather(self, part: Tensor, total: int) -> Tensor:
+        """All `total` rows, from this process's rows and the others'."""
+        return part
+
+
+WHOLE = Share()
+
+
 @dataclass(frozen=True)
 class Chunks:
     """At most `rays` rays and `frames` encoded pictures have a graph at a time (None: all); `park`: only the drawn branch's networks are
-    on the device, the others wait on the CPU."""
+    on the device, the others wait on the CPU. A process among several renders its `share` of the rays."""
 
     rays: int | None = None
     frames: int | None = None
     park: bool = False
+    share: Share = WHOLE
 
     def __str__(self) -> str:
         rays = "all rays" if self.rays is None else f"{self.rays} rays"
@@ -40,12 +59,14 @@ class Chunks:
 @dataclass(frozen=True)
 class Machine:
     """Where and how a run computes: a torch device, the GB to stay within (None: what the card has; on a CPU, no bound), a backend of
-    `kernels.NAMES`, and what says at the start of each stage how many CPU threads to compute with (None: as torch is set)."""
+    `kernels.NAMES`, what says at the start of each stage how many CPU threads to compute with (None: as torch is set), and how this
+    process and others share the run ("frames" or "views", see run/ranks.py; None: it is alone)."""
 
     device: str = "cpu"
     vram: float | None = None
     backend: str = "auto"
     threads: Callable[[], int] | None = None
+    distributed: str | None = None
 
     def gigabytes(self) -> float | None:
         if self.vram is not None or self.device == "cpu":

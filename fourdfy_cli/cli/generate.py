@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shlex
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fourdfy_cli.cli import complete, options
-from fourdfy_cli.errors import USAGE, FourdfyError, typed
+from fourdfy_cli.errors import ENVIRONMENT, USAGE, FourdfyError, typed
 
 if TYPE_CHECKING:
     from fourdfy_cli.config import Recipe
+    from fourdfy_cli.memory import Machine
 
 Words = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to make, in words.", show_default=False)]
 Resume = Annotated[
@@ -35,6 +39,29 @@ class Made(options.Run):
 
     view: Annotated[bool, typer.Option("--view", help="Watch the run in a browser, on this machine, as it goes.")] = False
     log: Annotated[str | None, typer.Option("--log", metavar="WHERE", help="Also log to: tensorboard (files in the run folder).")] = None
+    gpus: Annotated[
+        int, typer.Option("--gpus", envvar="FOURDFY_GPUS", min=1, max=1024, help="Processes that share the run, one a GPU (or on the CPU).")
+    ] = 1
+    distributed: Annotated[
+        str, typer.Option("--distributed", envvar="FOURDFY_DISTRIBUTED", help="What they share: frames (of the same step) or views (more).")
+    ] = "frames"
+
+    def machine(self, device: str) -> Machine:
+        from fourdfy_cli.run.launch import is_rank
+
+        return replace(super().machine(device), distributed=self.distributed if is_rank() else None)
+
+    @property
+    def watched(self) -> bool:
+        """Whether this is the process that is watched: of several, the first."""
+        return os.environ.get("RANK", "0") == "0"
+
+    def again(self) -> str:
+        """The command that goes on with the run."""
+        args = list(self.output.args)
+        if self.gpus > 1 or "RANK" not in os.environ:
+            return shlex.join(["fourdfy", *args])
+        return shlex.join(["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m", "fourdfy_cli", *args])
 
 
 @options.grouped
@@ -128,8 +155,8 @@ def _run(prompt: str, recipe: Recipe, run: Made, stages: tuple[int, ...], resume
     if run.dry_run:
         about = {"prompt": prompt, "seed": seed, "out": str(run.out), "device": run.device}
         return output.finish(about | (_plan if run.json else _readable_plan)(recipe, run, stages))
-    device = options.device(run, recipe)
     options.check_writable(run.out)
+    device = _place(run, recipe)
     from fourdfy_cli.store.folder import run_folder
 
     if run.commercial:
@@ -143,14 +170,42 @@ def _run(prompt: str, recipe: Recipe, run: Made, stages: tuple[int, ...], resume
     from fourdfy_cli.run import api, train
     from fourdfy_cli.run.watchers import watched
 
-    with output.events() as told, watched(told, run_folder(run.out, prompt, seed), prompt, recipe, run.view, run.log) as events:
-        if stages == api.STAGES:
-            result = api.generate(prompt, recipe, None, run.out, seed, run.machine(device), events)
-        else:
-            result = train.run(prompt, recipe, run.out, seed, stages, resume, run.machine(device), events)
+    view, log = (run.view, run.log) if run.watched else (False, None)
+    with output.events() as told, watched(told, run_folder(run.out, prompt, seed), prompt, recipe, view, log) as events:
+        try:
+            if stages == api.STAGES:
+                result = api.generate(prompt, recipe, None, run.out, seed, run.machine(device), events)
+            else:
+                result = train.run(prompt, recipe, run.out, seed, stages, resume, run.machine(device), events)
+        except FourdfyError as error:
+            error.hint = error.hint or run.again()  # where a rank is gone, nobody else knows the command
+            raise
     if not run.json:
         output.note("wrote " + " ".join(str(path) for path in result.files))
     output.finish({"run_dir": result.run_dir, "checkpoint": result.checkpoint, "video": result.video, "seconds": result.seconds})
+
+
+def _place(run: Made, recipe: Recipe) -> str:
+    """Where this process computes; with --gpus, where it is the first to be asked, it starts the others and does not come back.
+
+    Raises FourdfyError: exit 2 for options that do not go together, exit 3 for more GPUs than there are."""
+    from fourdfy_cli.run.launch import is_rank, launch
+
+    device = options.device(run, recipe)
+    if run.distributed not in ("frames", "views"):
+        raise FourdfyError(f"there is no way {run.distributed!r} to share a run", "frames or views: --distributed frames", USAGE)
+    if is_rank():
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
+    if run.gpus == 1:
+        return device
+    if device != "cpu":
+        import torch
+
+        if device != "cuda":
+            raise FourdfyError(f"{run.gpus} processes cannot share {device}", f"--gpus {run.gpus} --device cuda", USAGE)
+        if run.gpus > (here := torch.cuda.device_count()):
+            raise FourdfyError(f"this machine has {here} GPUs, not {run.gpus}", f"--gpus {here}", ENVIRONMENT)
+    sys.exit(launch(list(run.output.args), run.gpus, run.again()))
 
 
 def _plan(recipe: Recipe, run: options.Run, stages: tuple[int, ...]) -> dict[str, Any]:

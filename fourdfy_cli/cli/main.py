@@ -85,6 +85,8 @@ def main() -> None:
     args = sys.argv[1:]
     if "--debug" not in args:
         sys.excepthook = _unexpected(args)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # of processes that share a run, one talks
     code = run(args)
     for stream in (Willing(sys.stdout), Willing(sys.stderr)):
         stream.flush()
@@ -127,7 +129,7 @@ def _output(args: list[str]) -> Output:
     """Where to write, known before the options are parsed so that a wrong option is reported there too."""
     typed = args[: args.index("--")] if "--" in args else args
     words = [word for word in typed if not word.startswith("-")]
-    return Output(" ".join(words[: 2 if words[:1] in (["nano"], ["models"], ["study"]) else 1]), "--json" in typed)
+    return Output(" ".join(words[: 2 if words[:1] in (["nano"], ["models"], ["study"]) else 1]), "--json" in typed, args)
 
 
 def _as_ours(error: BaseException, args: list[str]) -> FourdfyError:

@@ -54,7 +54,8 @@ def slurm(wanted: Slurm, prompt: Words = None) -> None:
     recipe, words = _recipe(wanted), _handed_on(wanted)
     if wanted.batch is None:
         options.check_prompt(str(prompt), recipe.models.set)
-        text = sbatch.script(["fourdfy", "generate", *words, "--", str(prompt)], _wishes(wanted))
+        several = ["--gpus", wanted.gpus] if wanted.gpus and wanted.gpus.isdigit() and int(wanted.gpus) > 1 else []
+        text = sbatch.script(["fourdfy", "generate", *words, *several, "--", str(prompt)], _wishes(wanted))
     else:
         count = _count(wanted, recipe)
         line = ["fourdfy", "batch", str(wanted.batch.absolute()), *words]

@@ -17,6 +17,7 @@ from fourdfy_cli.hybrid import StepContext
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.nano.prompts import parse
 from fourdfy_cli.output import render
+from fourdfy_cli.run.ranks import ALONE, Ranks
 from fourdfy_cli.scene.scene import Scene
 from fourdfy_cli.store import checkpoint, migrate
 from fourdfy_cli.store.folder import read_json, run_folder, write_json
@@ -41,9 +42,11 @@ class Run:
     rung: int = 0  # of memory.LADDER
     skipped: int = 0  # steps whose numbers were not finite, and how many of them the last ones were in a row
     skipped_in_a_row: int = 0
+    ranks: Ranks = ALONE
+    views: int = 0  # shots of a step, if there are more than one
 
     def context(self) -> StepContext:
-        return StepContext(self.recipe, self.seed, self.stage, self.step, self.retries)
+        return StepContext(self.recipe, self.seed, self.stage, self.step, self.retries, self.ranks.draws)
 
     def state(self) -> dict[str, Any]:
         """Plain tensors and builtins."""
@@ -87,17 +90,22 @@ def from_checkpoint(state: dict[str, Any], folder: Path, machine: Machine) -> Ru
     return Run(state["prompt"], recipe, folder, state["seed"], machine, scene, *where, **counts)
 
 
-def opened(prompt: str, recipe: Recipe, out: Path, seed: int, machine: Machine, note: Callable[[str], None] = lambda _: None) -> Run:
+def opened(
+    prompt: str, recipe: Recipe, out: Path, seed: int, machine: Machine, note: Callable[[str], None] = lambda _: None, views: int = 0
+) -> Run:
     """A new run, or the one this prompt and seed already have in `out`, at its furthest whole checkpoint; run.json only tells of it, and is
     made again where it is lost. `note` hears of what was damaged or missing.
 
-    Raises FourdfyError: exit 2 if the folder holds another prompt, seed or recipe (nothing is overwritten), exit 6 if all is damaged or of
-    a newer version.
+    Raises FourdfyError: exit 2 if the folder holds another prompt, seed, recipe or number of views (nothing is overwritten), exit 6 if all
+    is damaged or of a newer version.
     """
     folder = run_folder(out, prompt, seed)
     state = checkpoint.recover(folder, note)
     if state is not None:
         _check_owner(folder, state, prompt, recipe, seed)
+        if (theirs := state.get("views", 0)) != views:
+            hint = f"--distributed views --gpus {theirs}" if theirs else "--distributed frames"
+            raise FourdfyError(f"{folder} holds a run with {theirs or 1} shots a step, not {views or 1}", f"its own number: {hint}", USAGE)
         return from_checkpoint(state, folder, machine)
     if (about := told(folder / "run.json")) is not None:
         _check_owner(folder / "run.json", about, prompt, recipe, seed)
@@ -165,7 +173,9 @@ def check_stage(path: Path, current: Run, stage: int) -> None:
 
 
 def write_about(current: Run, status: str, why: str = "") -> None:
-    """run.json, which people and `fourdfy info` read: written as safely as a checkpoint. Raises FourdfyError (exit 1)."""
+    """run.json, which people and `fourdfy info` read; the first rank writes it, as safely as a checkpoint. Raises FourdfyError (exit 1)."""
+    if not current.ranks.first:
+        return
     write_json(
         current.folder / "run.json",
         {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,20 @@ from fourdfy_cli import hybrid, memory
 from fourdfy_cli.config import Recipe, Stage
 from fourdfy_cli.diffusion import sets
 from fourdfy_cli.diffusion.lora import load_lora_state, trainable
-from fourdfy_cli.errors import DIVERGED, FAILURE, INTERRUPTED, STOPPED, FourdfyError, typed
+from fourdfy_cli.errors import DIVERGED, FAILURE, INTERRUPTED, MEMORY, STOPPED, FourdfyError, typed
 from fourdfy_cli.guidance.base import Guidance
 from fourdfy_cli.guidance.build import build, check_clips, cut_texts
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import ffmpeg, render
-from fourdfy_cli.run.keeper import Keeper, lora_network
-from fourdfy_cli.run.progress import Events, Onlooker, Pace
+from fourdfy_cli.run.keeper import Bystander, Keeper, lora_network
+from fourdfy_cli.run.progress import Events, Pace
+from fourdfy_cli.run.ranks import Ranks, joined
 from fourdfy_cli.run.result import RunResult
 from fourdfy_cli.run.signals import StopSignals
 from fourdfy_cli.run.state import Run, continued, from_checkpoint, new_scene, opened, write_about
 from fourdfy_cli.scene.scene import Scene
 from fourdfy_cli.store import checkpoint
-from fourdfy_cli.store.folder import Metrics, make_writable, run_folder
+from fourdfy_cli.store.folder import make_writable, run_folder
 from fourdfy_cli.store.lock import RunLock
 from fourdfy_cli.store.optimizer import load_optimizer
 
@@ -68,26 +70,41 @@ def run(
     """Run the given stages from where this prompt and seed stand, and render the orbit after stage 3.
 
     With `resume`, the scene comes from that checkpoint. Raises FourdfyError: wrong stage, a folder that holds something else or that
-    another process works in (2), models missing (3), out of memory (4), diverged (5), damaged checkpoint (6), stopped (75, 129, 130, 143).
+    another process works in (2), models missing (3), out of memory (4), diverged (5), damaged checkpoint (6), stopped (75, 129, 130, 143),
+    another rank gone (1).
     """
     began, folder = time.monotonic(), run_folder(out, prompt, seed)
-    new = not folder.exists()
-    make_writable(folder)
-    try:
-        with RunLock(folder) as lock, StopSignals() as signals:
-            current = opened(prompt, recipe, out, seed, machine, events.note)
-            if resume is not None:
-                current = continued(resume, current, stages[0])
-            current.vram = machine.gigabytes()
-            video = run_stages(current, stages, events, signals, lock)
-    finally:
-        if new and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+    with joined(machine) as ranks:
+        if not ranks.first:
+            return RunResult(folder, *follow(folder, stages, machine, events, ranks), time.monotonic() - began, [], prompt)
+        new = not folder.exists()
+        make_writable(folder)
+        try:
+            with RunLock(folder) as lock, StopSignals() as signals:
+                current = opened(prompt, recipe, out, seed, machine, events.note, ranks.views)
+                if resume is not None:
+                    current = continued(resume, current, stages[0])
+                current.ranks, current.views = ranks, ranks.views
+                ranks.shared(current.state())
+                current.vram = machine.gigabytes()
+                video = run_stages(current, stages, events, signals, lock)
+        finally:
+            if new and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
     return RunResult(folder, current.finished(stages[-1]), video, time.monotonic() - began, files, prompt)
 
 
-def run_stages(current: Run, stages: tuple[int, ...], events: Events, signals: StopSignals, lock: RunLock) -> Path | None:
+def follow(folder: Path, stages: tuple[int, ...], machine: Machine, events: Events, ranks: Ranks) -> tuple[Path, None]:
+    """What another rank than the first does: the same stages from the same state, and no files."""
+    with StopSignals() as signals:
+        current = from_checkpoint(ranks.shared(None), folder, machine)
+        current.ranks, current.vram = ranks, machine.gigabytes()
+        run_stages(current, stages, events, signals, None)
+    return current.finished(stages[-1]), None
+
+
+def run_stages(current: Run, stages: tuple[int, ...], events: Events, signals: StopSignals, lock: RunLock | None) -> Path | None:
     """All stages, then the orbit; whatever ends a run, run.json tells it truly."""
     try:
         prepare(current, stages, events)
@@ -103,7 +120,7 @@ def run_stages(current: Run, stages: tuple[int, ...], events: Events, signals: S
     except BaseException as error:
         signals.leaving = True
         code = error.code if isinstance(error, FourdfyError) else INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILURE
-        if not current.folder.is_dir():
+        if lock is not None and not current.folder.is_dir():
             lock.beat()  # says that the folder is gone
         with contextlib.suppress(FourdfyError, OSError):
             write_about(current, "interrupted" if code in STOPPED else "failed", str(error) or type(error).__name__)
@@ -122,61 +139,46 @@ def prepare(current: Run, stages: tuple[int, ...], events: Events) -> None:
         raise missing
 
 
-def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: StopSignals, lock: RunLock) -> bool:
+def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: StopSignals, lock: RunLock | None) -> bool:
     """One stage from wherever the run stands to its end, with previews, metrics and checkpoints on the way; False if its numbers went bad
     and the run has gone back to its last checkpoint."""
-    stage = current.recipe.stage(current.stage)
+    stage, ranks = current.recipe.stage(current.stage), current.ranks
     if current.vram is not None:
         current.rung = max(current.rung, memory.choose(current.recipe, current.stage, current.vram))
     write_about(current, "running")
-    guidances = load_guidances(current.recipe, current.stage, current.text, current.machine.device, current.rung, current.seed)
+    models = load_guidances(current.recipe, current.stage, current.text, current.machine.device, current.rung, current.seed)
+    guidances = ranks.score_together(models)
     if (network := lora_network(guidances)) is not None and current.lora:
         load_lora_state(network, current.lora)
     optimizer = make_optimizer(current.scene, current.recipe, current.stage, guidances)
     if current.optimizer_state is not None:
         load_optimizer(optimizer, current.optimizer_state, current.last)
-    metrics = Metrics(current.folder / "metrics.jsonl", current.stage, current.step, events.note)
+    keeper = Bystander(current, optimizer, guidances) if lock is None else Keeper(current, optimizer, guidances, lock, events)
     events.start(current.stage, stages, stage.steps, current.step)
-    pace, keeper = Pace(current, stages), Keeper(current, optimizer, guidances, lock, metrics, events)
+    pace = Pace(current, stages)
     try:
         while current.step < stage.steps:
+            keeper.begin()
             hybrid.maybe_update_occupancy(current.scene, current.context())
             outcome = step_within_memory(current, guidances, optimizer, events)
+            ranks.average(optimizer, outcome.losses)
             bad = update(optimizer, current, outcome)
             if bad and not tolerable(current, outcome, bad, events):
                 return go_back(current, outcome, bad, events)
             current.step += 1
-            info = pace.info(outcome, current)
-            metrics.write(
-                {
-                    "stage": current.stage,
-                    "step": current.step - 1,
-                    "branch": outcome.branch,
-                    **outcome.losses,
-                    **({"skipped": bad} if bad else {}),
-                    "rung": current.rung,
-                    "seconds": round(pace.elapsed, 2),
-                }
-            )
-            events.step(info)
-            if current.step % current.recipe.preview_every == 0 or current.step == stage.steps or current.step == 10:
-                events.preview(preview(current))
-            if isinstance(events, Onlooker):
-                events.between(current, lambda: keeper.patient(signals))
-            keeper.maybe(stop=signals.raised is not None)
-            if signals.raised is not None:
+            keeper.note(outcome, bad, pace)
+            keeper.between(signals)
+            stop = ranks.stop(signals.raised)  # a signal that comes later is for the next step
+            keeper.maybe(stop=stop is not None)
+            if stop is not None:
+                signals.raised = stop
                 raise signals.stop("type the same command again to go on")
     except BaseException as error:
         keeper.rescue(error)
         raise
     finally:
-        metrics.close()
-    keeper.collect()
-    current.optimizer_state = None
-    lock.beat()
-    checkpoint.save(current.finished(current.stage), current.state())
-    checkpoint.save_last(current.folder, current.state())
-    events.saved(current.finished(current.stage))
+        keeper.close()
+    keeper.finish()
     return True
 
 
@@ -196,7 +198,7 @@ def go_back(current: Run, outcome: hybrid.Outcome, bad: str, events: Events) -> 
     if current.retries >= RETRIES:
         hint = typed("fourdfy", "generate", current.prompt, "--seed", current.seed + 1)
         raise FourdfyError(f"diverged, and again after going back {RETRIES} times: {what}", hint, DIVERGED)
-    state = checkpoint.recover(current.folder, events.note)
+    state = current.ranks.shared(checkpoint.recover(current.folder, events.note) if current.ranks.first else None)
     if state is not None:
         good = from_checkpoint(state, current.folder, current.machine)
         here = good.stage == current.stage
@@ -211,25 +213,20 @@ def go_back(current: Run, outcome: hybrid.Outcome, bad: str, events: Events) -> 
 
 def step_within_memory(current: Run, guidances: dict[str, Guidance], optimizer: torch.optim.Optimizer, events: Events) -> hybrid.Outcome:
     """A step of Algorithm 1. If memory does not suffice, the same step again in smaller pieces, which stay for the rest
-    of the run; raises FourdfyError (exit 4) below the last rung of the ladder."""
+    of the run; raises FourdfyError (exit 4) below the last rung of the ladder, and where other ranks are in the same step."""
     while True:
         try:
-            return hybrid.step(current.scene, guidances, current.context(), memory.LADDER[current.rung])
+            return hybrid.step(current.scene, guidances, current.context(), replace(memory.LADDER[current.rung], share=current.ranks.share))
         except torch.OutOfMemoryError:
             optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
+        if current.ranks.size > 1:
+            raise FourdfyError(f"out of memory with {memory.LADDER[current.rung]}", "smaller pieces, for GB that it has: --vram 16", MEMORY)
         current.rung += 1
         if current.rung == len(memory.LADDER):
             least = memory.estimate(current.recipe, current.stage, memory.LADDER[-1])
             raise memory.out_of_memory(current.stage, least, current.vram)
         events.note(f"out of memory at step {current.step}; from here on {memory.LADDER[current.rung]}")
-
-
-def preview(current: Run) -> Path:
-    """A sheet of four sides by four times (one in the static stages)."""
-    path = current.folder / "previews" / f"stage{current.stage}-{current.step:06d}.png"
-    path.parent.mkdir(exist_ok=True)
-    return render.preview(current.scene, current.recipe, path, times=4 if current.recipe.stage(current.stage).moving else 1)
 
 
 def load_guidances(recipe: Recipe, stage: int, prompt: str, device: str, rung: int, seed: int) -> dict[str, Guidance]:
@@ -269,7 +266,9 @@ def update(optimizer: torch.optim.Optimizer, current: Run, outcome: hybrid.Outco
 
 
 def finish(current: Run, stages: tuple[int, ...], events: Events) -> Path | None:
-    """Render the orbit if the last stage is done, and mark the run."""
+    """Render the orbit if the last stage is done, and mark the run: the first rank."""
+    if not current.ranks.first:
+        return None
     if stages[-1] != 3:
         write_about(current, f"stage {stages[-1]} done")
         return None

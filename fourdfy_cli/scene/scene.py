@@ -49,6 +49,10 @@ class Rays(NamedTuple):
         jitter = [None] * len(time) if self.jitter is None else self.jitter.split(size)
         return [Rays(*part) for part in zip(origin, direction, time, jitter, strict=True)]
 
+    def take(self, rows: slice) -> Rays:
+        """Some of the rays."""
+        return Rays(*(part if part is None else part[rows].contiguous() for part in self))
+
 
 class RenderOptions(NamedTuple):
     """The density blob's size, a plain backdrop rgb [3] instead of the background network, and the opacity below which samples are
