@@ -229,12 +229,13 @@ def override(recipe: Recipe, assignment: str, today: Callable[[str], str] = str)
     key, equals, text = assignment.partition("=")
     if not equals:
         raise FourdfyError(f"--set wants key=value, not {assignment!r}", "--set stage3.steps=500", USAGE)
-    keys = leaves(values := to_dict(recipe))
+    values: Any = to_dict(recipe)
+    keys = leaves(values)
     if key not in keys:
         near = difflib.get_close_matches(today(key), keys, 1, cutoff=0.3)
         raise FourdfyError(f"there is no setting {key!r}", f"--set {near[0]}={keys[near[0]]}" if near else "fourdfy generate --help", USAGE)
     *path, last = [int(k) if k.isdigit() else k for k in key.split(".")]
-    at: Any = functools.reduce(lambda inside, name: inside[name], path, values)
+    at = functools.reduce(lambda inside, name: inside[name], path, values)
     at[last] = _read(text, keys[key], key)
     return from_dict(values)
 
