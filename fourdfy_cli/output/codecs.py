@@ -8,14 +8,14 @@ SUFFIXES = (".mp4", *WITH_ALPHA)
 
 
 def codec(suffix: str, alpha: bool) -> list[str]:
-    """Options between ffmpeg's input and its output's name."""
+    """Options between ffmpeg's input and its output's name; those of .mp4 for any other suffix."""
     transparent = "yuva420p" if alpha else "yuv420p"
+    plain = [
+        "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p", "-movflags", "+faststart",
+        "-f", "mp4",
+    ]  # fmt: skip
     return {
-        ".mp4": [
-            "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p", "-movflags", "+faststart",
-            "-f", "mp4",
-        ],
         ".webm": ["-c:v", "libvpx-vp9", "-crf", "20", "-b:v", "0", "-auto-alt-ref", "0", "-pix_fmt", transparent, "-f", "webm"],
         ".gif": ["-filter_complex", PALETTE, "-loop", "0", "-f", "gif"],
         ".webp": ["-c:v", "libwebp_anim", "-quality", "90", "-loop", "0", "-pix_fmt", transparent, "-f", "webp"],
-    }[suffix]  # fmt: skip
+    }.get(suffix, plain)  # fmt: skip

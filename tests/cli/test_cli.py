@@ -17,6 +17,8 @@ from fourdfy_cli import __version__, config, presets
 from fourdfy_cli.cli import main
 from fourdfy_cli.errors import DAMAGED, ENVIRONMENT, FourdfyError
 from fourdfy_cli.memory import Machine
+from fourdfy_cli.run import api
+from fourdfy_cli.run import train as library
 from fourdfy_cli.store.folder import run_folder
 
 DOG = "a red dog jumping"
@@ -45,7 +47,8 @@ class Train:
 @pytest.fixture
 def train(monkeypatch: pytest.MonkeyPatch) -> Train:
     stub = Train()
-    monkeypatch.setitem(sys.modules, "fourdfy_cli.run.train", types.SimpleNamespace(run=stub))
+    for module in (library, api):
+        monkeypatch.setattr(module, "run", stub)
     return stub
 
 
@@ -71,7 +74,7 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Train:
         (["stage2", "--resume", "none.pt"], ["none.pt"]),
         (["stage2", "--resume", "."], ["no checkpoint"]),
         (["render", "none.pt"], ["none.pt"]),
-        (["render", "none.pt", "--out", "a.gif"], [".mp4"]),
+        (["render", "none.pt", "--out", "a.avi"], [".mp4"]),
         (["render", "none.pt", "--size", "3"], ["--size"]),
         (["info", "none.pt"], ["none.pt"]),
         (["clip-score", "none"], ["none"]),
