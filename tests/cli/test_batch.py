@@ -92,7 +92,8 @@ def test_another_run_in_the_way(capsys):
     Path("p.txt").write_text("a red dog\n")
     folder = Path("outputs/a-red-dog-s0")
     folder.mkdir(parents=True)
-    write_json(folder / "run.json", {"prompt": "a red dog", "recipe": to_dict(tiny_recipe())})
+    about = {"format": 2, "prompt": "a red dog", "seed": 0, "stage": 1, "step": 0, "recipe": to_dict(tiny_recipe())}
+    write_json(folder / "run.json", about)
     fails(capsys, ["batch", "p.txt", *NANO], USAGE, "holds a run with other settings", "--out")
 
 
