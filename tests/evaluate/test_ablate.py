@@ -174,7 +174,7 @@ def test_measures_are_those_of_the_judges(done):
     assert {name: found[name] for name in ablate.MEASURES} == {name: read_json(folder / "nano.json")[name] for name in ablate.MEASURES}
     scene, recipe, _ = render.load_scene(folder)
     judge = load_clip("nano")
-    frames = torch.stack([torch.from_numpy(rgb) for rgb, _ in render.views(scene, recipe, mav3d(judge.size)[40:43])])
+    frames = torch.stack([torch.from_numpy(rgb) for rgb in render.views(scene, recipe, mav3d(judge.size)[40:43])])
     cosine = torch.nn.functional.cosine_similarity(judge.pictures(frames.permute(0, 3, 1, 2) / 255), judge.texts([DOG]))
     assert found["clip"] == pytest.approx(100 * cosine.mean().item(), abs=1e-3)
 
@@ -339,7 +339,8 @@ def test_a_folder_that_holds_another_run_is_found_before_the_first_is_trained(ab
     folder.mkdir(parents=True)
     recipe = presets.nano() if "recipe" in about else row_recipe(short(), "hexplane")
     prompt = about.get("prompt", BALL)
-    (folder / "run.json").write_text(json.dumps({"format": migrate.FORMAT, "prompt": prompt, "recipe": to_dict(recipe)}))
+    told = {"format": migrate.FORMAT, "prompt": prompt, "seed": 0, "stage": 1, "step": 0, "recipe": to_dict(recipe)}
+    (folder / "run.json").write_text(json.dumps(told))
     with pytest.raises(FourdfyError, match="another prompt|other settings") as error:
         ablate.run(task(tmp_path, ["full", "hexplane"], [DOG, BALL]), Machine(), Judge())
     assert error.value.code == 2 and str(folder) in error.value.message and "--out" in error.value.hint
