@@ -7,9 +7,10 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from reference_guidance import unet3d
+from safetensors.torch import load_file
 
 from fourdfy_cli.config import Models
-from fourdfy_cli.diffusion import models, network, sets, text
+from fourdfy_cli.diffusion import models, sets, text
 from fourdfy_cli.diffusion.convolutions import PointwiseConvolution, TemporalConvolution, flatten_convolutions
 from fourdfy_cli.diffusion.models import NANO, WEIGHTS
 from fourdfy_cli.errors import FourdfyError
@@ -37,7 +38,7 @@ def test_weights_are_small_safetensors_in_half_precision():
         if path.name == "config.json":
             assert "/" not in json.loads(path.read_text()).get("_name_or_path", "")  # no path of the machine it was trained on
         if path.suffix == ".safetensors":
-            assert {v.dtype for v in network.read_weights(path).values() if v.is_floating_point()} == {torch.float16}, path
+            assert {v.dtype for v in load_file(path).values() if v.is_floating_point()} == {torch.float16}, path
 
 
 @pytest.mark.parametrize("role", ["multiview", "image", "video"])
