@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fourdfy_cli.errors import ENVIRONMENT, FourdfyError
+from fourdfy_cli.store import gate
 from fourdfy_cli.store.cache import cache_folder
 from fourdfy_cli.store.folder import read_json, write_json
 
@@ -64,13 +65,15 @@ def check(folder: Path, names: Iterable[str], hint: str) -> None:
 
 
 def checksum_wanted(folder: Path, name: str) -> str | None:
-    """What a file's checksum should be: the name of the cached file that the snapshot links to, or the converter's own list."""
+    """What a file's checksum should be: the name of the cached file that the snapshot links to, or the converter's own list.
+    Raises FourdfyError (exit 3) for a list that is none."""
     path = folder / name
     if path.is_symlink():
         target = Path(os.readlink(path))  # one step only: the file it names may itself be a link into a store with other names
         return target.name if target.parent.name == "blobs" and len(target.name) in (40, 64) else None
     lock = folder / LOCK
-    return json.loads(lock.read_text(encoding="utf-8")).get(name) if lock.is_file() else None
+    wanted = gate.read_object(lock).get(name) if lock.is_file() else None
+    return None if wanted is None else str(wanted)
 
 
 def checksum(path: Path, kind: str) -> str:

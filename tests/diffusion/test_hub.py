@@ -172,8 +172,7 @@ def test_a_token_that_the_hub_refuses(message: str, server: Hub, cache: Path, mo
 
 
 @pytest.mark.parametrize("status", [403, 429, 500, 503])
-def test_a_hub_that_says_no(status: int, server: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("huggingface_hub.utils._http._DEFAULT_RETRY_ON_STATUS_CODES", (), raising=False)
+def test_a_hub_that_says_no(status: int, server: Hub, cache: Path):
     server.refusal = status, {}
     refused(ENVIRONMENT, str(status), "files that are whole are kept: fourdfy models pull image")
 

@@ -96,6 +96,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
+@pytest.mark.parametrize("text", ["", "[1]", "{", "nonsense", '{"config.json": 7}', '{"config.json": ["a"]}', "[" * 100_000])
+def test_a_list_of_checksums_that_is_none(folder: Path, text: str):
+    (folder / verify.LOCK).write_text(text)
+    with pytest.raises(FourdfyError) as caught:
+        check(folder, ["config.json"], "fourdfy models verify")
+    assert caught.value.code == ENVIRONMENT and "\n" not in caught.value.message and caught.value.hint == "fourdfy models verify"
+
+
 def test_once_per_file_and_change(folder: Path, monkeypatch: pytest.MonkeyPatch):
     read: list[Path] = []
     checksum = verify.checksum
