@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from samples import tiny_recipe
 
 from fourdfy_cli.config import Recipe
 from fourdfy_cli.diffusion.models import ModelSpec
+from fourdfy_cli.output import render
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what is to run in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -26,6 +28,23 @@ EXTRAS = {  # test files that want packages of an extra
     "pxr": ("output/test_export.py",),
 }
 collect_ignore = [file for package, files in EXTRAS.items() if find_spec(package) is None for file in files]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_orbits() -> Iterator[None]:
+    """A run ends with a small orbit: the usual one takes longer than the tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        usual = render.orbit
+        patch.setattr(render, "orbit", lambda scene, recipe, path, size=24, frames=4: usual(scene, recipe, path, size, frames))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_threads() -> Iterator[None]:
+    """A test leaves the number of threads as it was: the threads of two processes on two processors wait for each other."""
+    before = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    yield
+    assert (torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")) == before
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -14,9 +14,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from fourdfy_cli.kernels.jit import cached_njit
+from fourdfy_cli.kernels.threads import spread
 from fourdfy_cli.nano.objects import BALL, BOX, COLOURS, CONE, CYLINDER, DARK, LIGHT, MAIN, OBJECTS, Part
 from fourdfy_cli.nano.prompts import MOTIONS
 
@@ -139,7 +140,8 @@ def render(things: Things, c2w: np.ndarray, fovy: np.ndarray, time: np.ndarray, 
     rectangles = _rectangles(np.linalg.inv(axes), centre - origin[:, None], table["reach"], focal, size * samples)
     rgba, depth = np.zeros((len(time), size, size, 4), np.float32), np.zeros((len(time), size, size), np.float32)
     rays, local, normals, colour, focal = (np.ascontiguousarray(x, np.float32) for x in (rays, local, normals, colour, focal))
-    _cast(table["kind"], rectangles, rays, local, normals, colour, focal, samples, LIGHT_DIRECTION, rgba, depth)
+    about = table["kind"], rectangles, rays, local, normals, colour, focal, samples, LIGHT_DIRECTION, rgba, depth
+    spread(lambda begin, end: _cast(*about, begin, end), len(time), len(time))
     alpha = rgba[..., 3]
     return Picture(rgba, np.divide(depth, alpha, out=depth, where=alpha > 0))
 
@@ -224,13 +226,13 @@ def _through(matrix, x, y):
     )
 
 
-@cached_njit(parallel=True, fastmath=True, boundscheck=False)
-def _cast(kind, rectangles, rays, local, normals, colour, focal, samples, light, rgba, depth):
-    """Part after part into a buffer of nearest hits, then shade what was hit."""
-    views, parts = kind.shape
+@cached_njit(nogil=True, fastmath=True, boundscheck=False)
+def _cast(kind, rectangles, rays, local, normals, colour, focal, samples, light, rgba, depth, begin, end):
+    """Part after part into a buffer of nearest hits, then shade what was hit; views `begin` to `end`."""
+    parts = kind.shape[1]
     pixels = rgba.shape[1] * samples
     half, weight = np.float32(pixels * 0.5 - 0.5), np.float32(1 / (samples * samples))
-    for b in prange(views):
+    for b in range(begin, end):
         nearest, part = np.full((pixels, pixels), np.float32(1e9), np.float32), np.full((pixels, pixels), -1, np.int8)
         unit = np.float32(1) / focal[b]
         for k in range(parts):

@@ -37,9 +37,8 @@ def grid_and_points(dims: int, grid: Grid, count: int = 200) -> tuple[HashGrid, 
     return module, x
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("dtype, name", [*((torch.float64, name) for name in GRIDS), (torch.float32, "small"), (torch.float32, "paper")])
 @pytest.mark.parametrize("dims", [1, 2, 3, 4])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.long
 def test_encoding_equals_torch_forward_and_backward(name: str, dims: int, dtype: torch.dtype):
     module, x = grid_and_points(dims, GRIDS[name])
