@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fourdfy_cli.cli import complete, options
+from fourdfy_cli.cli import batch, complete, options
 from fourdfy_cli.cli.options import Source
 from fourdfy_cli.console import emit
 from fourdfy_cli.errors import FourdfyError
@@ -41,6 +41,8 @@ class Judge(options.Common):
         Path | None, typer.Option("--out", help="Folder for clip.json and clip-profile.png.", show_default="PATH, of several the current")
     ] = None
     device: options.Device = "cpu"
+    engine: batch.EngineName = "local"
+    address: batch.Address = None
 
 
 @options.grouped
@@ -57,6 +59,7 @@ def clip_score(paths: Sources, judge: Judge) -> None:
     for one in left_out(paths):
         judge.output.note(f"left out: {one['file']}: {one['why']}")
     choice = Choice(judge.clip, judge.crop, judge.prompts, out, judge.device)
+    batch.embedded_ahead(judge, paths, choice)
     found, problems = score(paths, choice, judge.output.counted)
     for one in (found or {}).get("cut", ()):
         told = (

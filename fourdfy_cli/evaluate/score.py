@@ -106,7 +106,9 @@ def _seen(clip: Clip, found: list[Video], choice: Choice, counted: Counted, prob
         small = typed("ffmpeg", "-i", named(video.path), "-vf", "scale=-2:256", named(video.path.with_suffix(".small.mp4")))
         try:
             with within_memory(video.path, FREE if video.checkpoint else f"a smaller one: {small}"):
-                seen[video] = cached(clip, key, video, choice, lambda frames, what=what: counted(frames, measures.LENGTH, what))
+                seen[video] = cached(
+                    clip, key, video, choice, lambda frames, what=what: counted(frames, measures.LENGTH, what), cache_folder()
+                )
         except FourdfyError as error:
             problems.append(error)
     return seen
@@ -167,12 +169,12 @@ def fingerprint(clip: Clip) -> str:
     return checkpoint.digest({"model": clip.model.state_dict(), **about})
 
 
-def cached(clip: Clip, key: str, video: Video, choice: Choice, counted: Callable[[Iterable[Picture]], Iterable[Picture]]) -> Embedded:
-    """What CLIP sees in a video, from the cache if it is there. Raises FourdfyError as `videos.frames` and `videos.rendered`."""
+def cached(clip: Clip, key: str, video: Video, choice: Choice, counted: Callable[..., Iterable[Picture]], cache: Path) -> Embedded:
+    """What CLIP sees in a video, from the folder `cache` if it is there. Raises FourdfyError as `videos.frames` and `videos.rendered`."""
     size = clip.size if choice.clip == "nano" else SIZE  # the nano CLIP sees 64 pixels, more would cost a laptop minutes
     view = ["mav3d", size] if video.checkpoint else ["as shown", *videos.panel(choice.crop)]
     name = hashlib.sha256(json.dumps([key, video.content, view]).encode()).hexdigest()
-    path = cache_folder() / "clip" / f"{name}.safetensors"
+    path = cache / "clip" / f"{name}.safetensors"
     table = textcache.read(path)
     if table is None:
         made = videos.rendered(video.checkpoint, size, choice.device) if video.checkpoint else videos.frames(video.path, choice.crop)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -73,11 +73,29 @@ class Standing:
 
 
 @runtime_checkable
+@runtime_checkable
+class Work(Protocol):
+    """What an engine does: a Job, or whatever else can be begun again at any time. Machines of a cluster share its folder `out`."""
+
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def out(self) -> Path: ...
+    @property
+    def start(self) -> Path | None: ...
+    @property
+    def folder(self) -> Path: ...
+    def go(self, machine: Machine, events: Events) -> object: ...
+
+
+@runtime_checkable
 class Engine(Protocol):
     """Where jobs are computed. `run` yields each as it ends, calls `tick` in between, and takes `signals.raised` for the end: what runs is
     saved, and the rest is not begun."""
 
-    def run(self, jobs: dict[int, Job], tick: Callable[[], None], signals: StopSignals) -> Iterator[Ended]: ...
+    def run(self, jobs: Mapping[int, Work], tick: Callable[[], None], signals: StopSignals) -> Iterator[Ended]: ...
 
 
 @runtime_checkable

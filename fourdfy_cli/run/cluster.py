@@ -10,13 +10,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from fourdfy_cli.errors import ENVIRONMENT, FAILURE, INTERRUPTED, MEMORY, FourdfyError, typed
 from fourdfy_cli.memory import Machine
-from fourdfy_cli.run.batch import GAP, Ended, Job
+from fourdfy_cli.run.batch import GAP, Ended, Work
 from fourdfy_cli.run.engines import DEATHS, died, make
 from fourdfy_cli.run.processors import allowed
 from fourdfy_cli.run.signals import CODES, StopSignals
@@ -38,7 +38,7 @@ class Ray:
         gpu = self.machine.device != "cpu"
         return {"CPU": self.processors, **({"GPU": 1} if gpu else {"memory": self.memory})}
 
-    def run(self, jobs: dict[int, Job], tick: Callable[[], None], signals: StopSignals) -> Iterator[Ended]:
+    def run(self, jobs: Mapping[int, Work], tick: Callable[[], None], signals: StopSignals) -> Iterator[Ended]:
         with contextlib.redirect_stdout(cast(Any, OwnThread(sys.stdout))), connected(self.address) as ray:
             self.check(ray)
             wants = self.wants()
@@ -102,11 +102,11 @@ def no_ray() -> FourdfyError:
     return FourdfyError("--engine ray wants a package that is not installed: ray", "pip install 'fourdfy[ray]'", ENVIRONMENT)
 
 
-def absolute(job: Job) -> Job:
-    return replace(job, out=job.out.absolute(), start=job.start and job.start.absolute())
+def absolute(job: Work) -> Work:
+    return replace(cast(Any, job), out=job.out.absolute(), start=job.start and job.start.absolute())
 
 
-def waited(ray: Any, tasks: dict[Any, int], jobs: dict[int, Job], tick: Callable[[], None], signals: StopSignals) -> Iterator[Ended]:
+def waited(ray: Any, tasks: dict[Any, int], jobs: Mapping[int, Work], tick: Callable[[], None], signals: StopSignals) -> Iterator[Ended]:
     """Each task's result as it ends; when a signal comes, all are told to save and leave."""
     told = False
     while tasks:
@@ -121,7 +121,7 @@ def waited(ray: Any, tasks: dict[Any, int], jobs: dict[int, Job], tick: Callable
                 ray.cancel(task)
 
 
-def result(ray: Any, task: Any, number: int, job: Job) -> Ended:
+def result(ray: Any, task: Any, number: int, job: Work) -> Ended:
     try:
         return ray.get(task)
     except ray.exceptions.TaskCancelledError:
@@ -135,7 +135,7 @@ def result(ray: Any, task: Any, number: int, job: Job) -> Ended:
         return Ended(number, FAILURE, line, typed("fourdfy", "generate", job.prompt, "--seed", job.seed, "--out", job.out))
 
 
-def on_cluster(number: int, job: Job, machine: Machine, threads: int) -> Ended:
+def on_cluster(number: int, job: Work, machine: Machine, threads: int) -> Ended:
     """The task: `make`, on a machine that must see the folder; a lock that a machine left behind which died is waited for."""
     import torch
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
 
 from fourdfy_cli.errors import FAILURE, INTERRUPTED, MEMORY, STOPPED, FourdfyError, typed
 from fourdfy_cli.memory import Machine
-from fourdfy_cli.run.batch import GAP, Ended, Job
+from fourdfy_cli.run.batch import GAP, Ended, Work
 from fourdfy_cli.run.progress import StepInfo
 from fourdfy_cli.run.signals import StopSignals
 
@@ -48,7 +48,7 @@ class Quiet:
         self.tick()
 
 
-def make(number: int, job: Job, machine: Machine, tick: Callable[[], None] = none) -> Ended:
+def make(number: int, job: Work, machine: Machine, tick: Callable[[], None] = none) -> Ended:
     """Run one job to its end; what a user can mend is told by the result, as the command line would have told it."""
     events, error = Quiet(tick), None
     try:
@@ -70,7 +70,7 @@ class Here:
 
     machine: Machine
 
-    def run(self, jobs: dict[int, Job], tick: Callable[[], None], signals: StopSignals) -> Iterator[Ended]:
+    def run(self, jobs: Mapping[int, Work], tick: Callable[[], None], signals: StopSignals) -> Iterator[Ended]:
         for number, job in jobs.items():
             if signals.raised is not None:
                 return
@@ -86,7 +86,7 @@ class Processes:
 
     machines: tuple[Machine, ...]
 
-    def run(self, jobs: dict[int, Job], tick: Callable[[], None], signals: StopSignals) -> Iterator[Ended]:
+    def run(self, jobs: Mapping[int, Work], tick: Callable[[], None], signals: StopSignals) -> Iterator[Ended]:
         free, waiting, working, deaths = list(self.machines), list(jobs), [], dict.fromkeys(jobs, 0)
         while working or (waiting and signals.raised is None):
             while free and waiting and signals.raised is None:
@@ -110,7 +110,7 @@ class Processes:
 class Worker:
     """A process with one job. Ctrl-C, which a terminal sends to all of its processes, is its parent's affair."""
 
-    def __init__(self, number: int, job: Job, machine: Machine):
+    def __init__(self, number: int, job: Work, machine: Machine):
         context = multiprocessing.get_context("spawn")
         self.number, self.machine, self.told = number, machine, False
         self.receiver, sender = context.Pipe(duplex=False)
@@ -133,11 +133,11 @@ class Worker:
             return None
 
 
-def _work(sender: connection.Connection, number: int, job: Job, machine: Machine) -> None:
+def _work(sender: connection.Connection, number: int, job: Work, machine: Machine) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sender.send(make(number, job, machine))
 
 
-def died(number: int, job: Job, why: str = "") -> Ended:
+def died(number: int, job: Work, why: str = "") -> Ended:
     message = f"its process died {DEATHS + 1} times{why and f', the last time: {why}'}"
     return Ended(number, FAILURE, message, typed("fourdfy", "generate", job.prompt, "--seed", job.seed, "--out", job.out))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -15,13 +16,15 @@ from samples import film, save
 from fourdfy_cli.cli import main
 from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.evaluate import clip as clip_module
+from fourdfy_cli.evaluate import embeddings, videos
 from fourdfy_cli.evaluate import score as command
-from fourdfy_cli.evaluate import videos
 from fourdfy_cli.evaluate.clip import cosines, load_clip, shrunk, square
 from fourdfy_cli.evaluate.score import Choice, different, same, score
-from fourdfy_cli.memory import PeakMemory
+from fourdfy_cli.memory import Machine, PeakMemory
 from fourdfy_cli.nano.train_clip import CONFIG, export_clip
+from fourdfy_cli.run import engines
 from fourdfy_cli.scene.cameras import mav3d
+from fourdfy_cli.store.cache import cache_folder
 
 PROMPTS = {"a_red_dog.mp4": "a red dog", "a_blue_cat.mp4": "a blue cat", "a_green_fish.mp4": "a green fish"}
 
@@ -116,6 +119,19 @@ def test_a_second_call_looks_at_no_frame(films: Path, cache: Path, tmp_path: Pat
     assert again == first
     with pytest.raises(AssertionError):
         score([films], Choice("nano", crop="left", out=tmp_path))  # another view is another entry
+
+
+def test_embeddings_made_ahead_by_an_engine(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The report is the same, and no frame is left to be looked at; what the engine could not do is told as ever."""
+    choice = Choice("nano", out=tmp_path)
+    plain, _ = score([films], choice)
+    shutil.rmtree(cache_folder())
+    told: list[str] = []
+    embeddings.ahead([films], choice, engines.Here(Machine()), told.append)
+    with monkeypatch.context() as patch:
+        patch.setattr("fourdfy_cli.evaluate.score.embed", lambda *_: pytest.fail("looked again"))
+        assert score([films], choice)[0] == plain
+    assert len(told) == len(plain["videos"]) > 1
 
 
 def test_halves_of_a_film(tmp_path: Path):
