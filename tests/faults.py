@@ -22,7 +22,7 @@ from fourdfy_cli.cli import main
 from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import render
-from fourdfy_cli.run import train
+from fourdfy_cli.run import keeper, train
 from fourdfy_cli.run.verify import examine
 from fourdfy_cli.store import checkpoint, files
 from fourdfy_cli.store.folder import run_folder
@@ -48,7 +48,7 @@ def cheap(patch: Callable[[Any, str, Any], None]) -> None:
     """Have steps draw their gradients instead of asking models, and pictures hold nothing: all else of a run stays as it is."""
     patch(train, "prepare", lambda *_: None)
     patch(train, "load_guidances", lambda *_: {})
-    patch(train, "preview", lambda current: render.write_png(current.folder / "previews" / "p.png", np.zeros((4, 4, 3), np.uint8)))
+    patch(keeper, "preview", lambda current: render.write_png(current.folder / "previews" / "p.png", np.zeros((4, 4, 3), np.uint8)))
     patch(hybrid, "step", drawn_step)
     patch(render, "orbit", empty_film)
 

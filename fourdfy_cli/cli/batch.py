@@ -152,15 +152,18 @@ def ahead(wanted: Any, device: str, recipe: Recipe, make: Callable[[Engine, Any]
 def embedded_ahead(judge: Any, paths: list[Path], choice: Any) -> None:
     """What `embeddings.ahead` does with the videos of `clip-score`; nothing where the engine is this process."""
     check_engine(judge.engine, judge.address)
+    cards = cards_of(judge.device)
+    if judge.engine == "local" and len(cards) == 1:
+        return
     from fourdfy_cli.evaluate import embeddings
     from fourdfy_cli.memory import Machine
     from fourdfy_cli.run import cluster, engines
 
-    cards = cards_of(judge.device)
-    if judge.engine == "ray":
-        embeddings.ahead(paths, choice, cluster.Ray(Machine(judge.device), judge.address, judge.threads or 1), judge.output.note)
-    elif cards[1:]:
-        embeddings.ahead(paths, choice, engines.Processes(tuple(Machine(card) for card in cards)), judge.output.note)
+    ray = judge.engine == "ray"
+    several = (
+        cluster.Ray(Machine(judge.device), judge.address, judge.threads or 1) if ray else engines.Processes(tuple(map(Machine, cards)))
+    )
+    embeddings.ahead(paths, choice, several, judge.output.note)
 
 
 def cards_of(device: str) -> list[str]:

@@ -105,7 +105,7 @@ def run(wanted: Ablation, machine: Machine, events: Events, lost: Mapping[Path, 
     recipes = {name: row_recipe(wanted.recipe, name) for name in wanted.rows}
     check(wanted, recipes)
     make_writable(wanted.out)
-    known = {tuple(map(r.get, KEY)): r for r in read_runs(wanted.out / "ablate.json", KEY, ("clip", "flicker"), MEASURES)}
+    known = {tuple(map(r.get, KEY)): r for r in read_runs(wanted.out / "ablate.json", KEY, ("clip",), ("flicker", *MEASURES))}
     results: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     for prompt in wanted.prompts:

@@ -51,7 +51,7 @@ def holds(part: Placed, x: np.ndarray) -> np.ndarray:
 
 def inside(subject: Subject, time: float, x: np.ndarray) -> np.ndarray:
     """Whether points [N 3] of the world lie inside a thing at a time in [0,1]."""
-    return np.stack([holds(part, x) for part in parts(subject, time)]).any(0)
+    return np.asarray(np.stack([holds(part, x) for part in parts(subject, time)]).any(0))
 
 
 def surface(subject: Subject, time: float, count: int, rng: Rng) -> np.ndarray:

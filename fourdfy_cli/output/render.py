@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -190,7 +191,7 @@ def locate(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
-    found = [path / name for name in checkpoint.NAMES if (path / name).is_file()]
+    found = [path / name for name in checkpoint.NAMES if os.path.lexists(path / name)]
     if not found:
         raise FourdfyError(f"there is no checkpoint in {path}", typed("ls", path), USAGE)
     damaged = []

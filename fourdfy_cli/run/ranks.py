@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fourdfy_cli.diffusion.models import Diffusion, predict
+from fourdfy_cli.diffusion.models import Diffusion
 from fourdfy_cli.errors import FAILURE, TERMINATED, FourdfyError
 from fourdfy_cli.guidance.base import Guidance
 from fourdfy_cli.memory import WHOLE, Machine, Share
@@ -108,7 +108,7 @@ class Group(Ranks, Share):
         models: dict[str, Diffusion] = {name: cast(Any, guidance).diffusion for name, guidance in guidances.items()}
         for vae in {id(model.vae): model.vae for model in models.values()}.values():
             Split(self, vae.encoder)
-        return {name: replace(cast(Any, guidances[name]), diffusion=Halved(**vars(model), group=self)) for name, model in models.items()}
+        return {name: replace(cast(Any, guidances[name]), diffusion=halved(model, self)) for name, model in models.items()}
 
     def gather(self, part: Tensor, total: int) -> Tensor:
         spare = part.new_zeros(-(-total // self.size) - len(part), *part.shape[1:])
@@ -170,17 +170,17 @@ def joined(machine: Machine) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-@dataclass(frozen=True)
-class Halved(Diffusion):
+def halved(model: Diffusion, group: Group) -> Diffusion:
     """A model that even ranks ask about the prompt, and odd ones about the negative prompt."""
 
-    group: Group
-
     @torch.no_grad()
-    def predict(self, z_t: Tensor, t: int, cond: Tensor, uncond: Tensor, camera: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        text = (cond, uncond)[self.group.rank % 2]
-        found = self.group.parts(predict(self.unet, z_t, t, text.expand(len(z_t), -1, -1), camera))
+    def predict(self: Diffusion, z_t: Tensor, t: int, cond: Tensor, uncond: Tensor, camera: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        text = (cond, uncond)[group.rank % 2]
+        found = group.parts(self.output(z_t, t, text.expand(len(z_t), -1, -1), camera))
         return found[0], found[1]
+
+    kind = type(model)
+    return type(kind.__name__, (kind,), {"predict": predict})(**vars(model))
 
 
 class Split:

@@ -77,6 +77,8 @@ def _others(folder: Path, owner: tuple[str, int] | None, steps: dict[int, int]) 
 def _metrics(path: Path, steps: dict[int, int]) -> str:
     """Its steps must follow each other, from the first one on, without a gap or a double; a kill may have cut the last line."""
     place = None
+    if not path.is_file():
+        return "it is no file"
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:

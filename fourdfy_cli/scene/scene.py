@@ -51,7 +51,8 @@ class Rays(NamedTuple):
 
     def take(self, rows: slice) -> Rays:
         """Some of the rays."""
-        return Rays(*(part if part is None else part[rows].contiguous() for part in self))
+        origin, direction, time = (part[rows].contiguous() for part in self[:3])
+        return Rays(origin, direction, time, None if self.jitter is None else self.jitter[rows].contiguous())
 
 
 class RenderOptions(NamedTuple):

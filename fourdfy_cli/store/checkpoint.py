@@ -103,7 +103,7 @@ def load(path: Path) -> dict[str, Any]:
     Raises FourdfyError: exit 2 if the file is missing, exit 6 if it is damaged, foreign or from a newer version.
     """
     if not path.is_file():
-        what = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
+        what = "does not exist" if not path.exists() else "is a folder, not a checkpoint" if path.is_dir() else "is no file"
         raise FourdfyError(f"{path} {what}", 'fourdfy generate "a red dog jumping"', USAGE)
     try:
         with zipfile.ZipFile(path) as archive:

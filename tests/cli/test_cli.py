@@ -212,9 +212,10 @@ def test_render_writes_video_and_frames(isolated: Path, capsys: pytest.CaptureFi
     save(isolated / "stage1.pt")
     assert main.run(["render", "stage1.pt", "--orbit", "--size", "16", "--depth", "--frames", "png", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)["data"]
-    assert data == {"video": "stage1-orbit-depth.mp4", "frames": "png", "count": 64, "size": 16}
+    assert data == {"video": "stage1-orbit-depth.mp4", "frames": "png", "count": 64, "size": 16, "fps": 16, "there_and_back": True}
     assert decode(isolated / "stage1-orbit-depth.mp4").shape == (64, 16, 32, 3)
-    assert sorted(os.listdir(isolated / "png")) == [f"{k:04}.png" for k in range(64)]
+    assert sorted(os.listdir(isolated / "png")) == ["depth", "images", "transforms.json"]
+    assert sorted(os.listdir(isolated / "png" / "images")) == [f"{k:04}.png" for k in range(64)]
 
 
 def test_info(isolated: Path, capsys: pytest.CaptureFixture[str]):

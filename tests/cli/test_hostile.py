@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from faults import NAME, PROMPT, called, cheap, go, recipe, rows
@@ -379,7 +380,7 @@ def test_secrets_are_told_nowhere(monkeypatch: pytest.MonkeyPatch, capfd: pytest
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(truth, "score", lambda run: {})
-    monkeypatch.setattr(render, "views", lambda *_: iter(()))
+    monkeypatch.setattr(render, "views", lambda scene, recipe, shot, *_: (np.zeros((*shot.size, 3), np.uint8) for _ in range(len(shot))))
     readers = [args for name, args in READERS.items() if name not in ("nano bench", "nano limits", "nano renders", "clip-score")]
     lines = [
         *readers, ["models", "list"], ["doctor"], ["generate", PROMPT, "--dry-run", "--full"], ["generate", PROMPT, "--dry-run", "--json"],

@@ -150,7 +150,7 @@ def inputs() -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     return {
         "z_t": torch.randn(4, 4, 8, 8, generator=generator),
-        "t": 400,
+        "time": 400,
         "text": torch.randn(4, 5, 16, generator=generator),
         "camera": torch.randn(4, 16, generator=generator),
     }

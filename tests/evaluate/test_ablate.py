@@ -257,7 +257,8 @@ def test_means_leave_out_what_has_no_value():
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     seen, failed, machines = [], [], []
 
-    def stub(wanted, machine, events):
+    def stub(wanted, machine, events, lost):
+        assert not lost
         seen.append(wanted)
         machines.append(machine)
         return {"table": [{"row": "full", "clip": 1.0}], "runs": [{"row": "full", "digest": "abc"}], "failed": failed}

@@ -74,11 +74,12 @@ def test_gradient_of_an_exact_denoiser_in_closed_form(prediction: str) -> None:
     abar = x.schedule.alphas_cumprod[t].item()
     a, b = math.sqrt(abar), math.sqrt(1 - abar)
     z_t = a * x.z + b * x.eps
-    by_hand = (1 - abar) * (reference.gaussian_eps(z_t, abar, mu, s) - x.eps) / 4
+    share = a / (a + b) if prediction == "flow_prediction" else 1  # of eps_guided - eps in v_guided - (eps - z): 1 - tau
+    by_hand = (1 - abar) * (reference.gaussian_eps(z_t, abar, mu, s) - x.eps) / 4 / share
     torch.testing.assert_close(sds.video_gradient(x, output, output, 1.0), by_hand, rtol=1e-8, atol=1e-8)
     still = sds.Noised(x.z, 0 * x.eps, x.schedule.add(x.z, 0 * x.eps, t), t, x.schedule)
     output = reference.gaussian_output(x.schedule, still.z_t, t, mu, s)
-    mean = (1 - abar) * b * a * (x.z - mu) / (a * a * s * s + b * b) / 4
+    mean = (1 - abar) * b * a * (x.z - mu) / (a * a * s * s + b * b) / 4 / share
     torch.testing.assert_close(sds.video_gradient(still, output, output, 1.0), mean, rtol=1e-8, atol=1e-8)
 
 

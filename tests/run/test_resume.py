@@ -22,7 +22,7 @@ from fourdfy_cli import config, presets
 from fourdfy_cli.errors import STOPPED, FourdfyError
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import render
-from fourdfy_cli.run import train
+from fourdfy_cli.run import keeper, train
 from fourdfy_cli.run.signals import CODES
 from fourdfy_cli.run.state import new_scene
 from fourdfy_cli.store import checkpoint
@@ -138,9 +138,9 @@ def grown(events: Growth) -> tuple[float, int, int]:
 def test_300_steps_take_no_more_and_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: bool, capsys: pytest.CaptureFixture[str]):
     """300 steps, 5 previews, 3 saves."""
     if not real:
-        preview = train.preview
+        preview = keeper.preview
         cheap(monkeypatch.setattr)
-        monkeypatch.setattr(train, "preview", preview)
+        monkeypatch.setattr(keeper, "preview", preview)
     more = ("stage1.steps=300", "preview_every=75", "save_minutes=5")
     tiny = tiny_recipe() if real else recipe()
     for setting in more:
