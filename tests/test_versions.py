@@ -20,7 +20,8 @@ else:
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DIRECT = [Requirement(text) for text in PROJECT["dependencies"]]
-TEST, DEV = ([Requirement(text) for text in PROJECT["optional-dependencies"][extra]] for extra in ("test", "dev"))
+EXTRAS = {name: [Requirement(text) for text in texts] for name, texts in PROJECT["optional-dependencies"].items()}
+TEST, OPTIONAL = EXTRAS["test"], [one for texts in EXTRAS.values() for one in texts if one.name != "fourdfy"]
 
 
 def pins(name: str) -> dict[str, Version]:
@@ -45,7 +46,7 @@ def test_each_lower_bound_is_the_lowest_that_was_tried(requirement: Requirement)
     assert pins("lowest.txt")[canonicalize_name(requirement.name)] == bound(requirement)
 
 
-@pytest.mark.parametrize("requirement", [*DIRECT, *TEST, *DEV], ids=str)
+@pytest.mark.parametrize("requirement", [*DIRECT, *OPTIONAL], ids=str)
 def test_the_newest_set_is_allowed(requirement: Requirement):
     if requirement.marker is not None and not requirement.marker.evaluate({"python_version": "3.11"}):
         pytest.skip("not on the Python that the set is for")
