@@ -74,9 +74,9 @@ class Output:
         """One line of message, one line of hint; returns the exit code."""
         say(self.people, Text.assemble(("error: ", "bold red"), one_line(error.message)))
         if error.hint:
-            say(self.people, Text.assemble(("hint:  ", "bold cyan"), one_line(error.hint)))
+            say(self.people, Text.assemble(("hint:  ", "bold cyan"), clean(" ".join(error.hint.splitlines()))))
         if self.as_json:
-            self._envelope(False, {}, {"code": error.code, "message": error.message, "hint": error.hint})
+            self._envelope(False, {}, {"code": error.code, "message": one_line(error.message), "hint": error.hint})
         return error.code
 
     def _envelope(self, ok: bool, data: dict[str, Any], error: dict[str, Any] | None) -> None:

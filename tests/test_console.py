@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from fourdfy_cli import console
-from fourdfy_cli.errors import FourdfyError
+from fourdfy_cli.errors import FourdfyError, typed
 
 
 @dataclass
@@ -125,6 +125,14 @@ def test_error_is_one_line_and_one_hint(capsys: pytest.CaptureFixture[str]):
     lines = capsys.readouterr().err.splitlines()
     assert code == 5 and len(lines) == 2
     assert lines[0].startswith("error: it very") and lines[0].endswith("failed badly") and lines[1] == "hint:  type this"
+
+
+def test_a_name_with_two_spaces_or_a_line_end(capsys: pytest.CaptureFixture[str]):
+    """A hint is to be pasted: its words stay as they are."""
+    console.Output("info", as_json=True).fail(FourdfyError("a\nb is gone", typed("ls", "-l", "a  b")))
+    said = capsys.readouterr()
+    assert said.err.splitlines() == ["error: a b is gone", "hint:  ls -l 'a  b'"]
+    assert json.loads(said.out)["error"] == {"code": 1, "message": "a b is gone", "hint": "ls -l 'a  b'"}
 
 
 def test_envelopes(capsys: pytest.CaptureFixture[str]):

@@ -3,6 +3,7 @@ stays within bounds; every command line ends with a documented exit code and one
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import json
@@ -265,11 +266,11 @@ def mutated(values: dict[str, Any], rng: random.Random) -> dict[str, Any]:
         if kind < 0.1 and isinstance(at, dict):
             del at[key]
         elif kind < 0.2 and isinstance(at, dict):
-            at[f"more{key}"] = rng.choice(JUNK)
+            at[f"more{key}"] = copy.deepcopy(rng.choice(JUNK))
         elif type(at[key]) in (int, float) and kind < 0.7:
             at[key] = type(at[key])(min(max(at[key] * 10.0 ** rng.uniform(-3, 3), -1e9), 1e9))
         else:
-            at[key] = rng.choice(JUNK)
+            at[key] = copy.deepcopy(rng.choice(JUNK))
         if not values:
             break
     return values
