@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import signal
 from pathlib import Path
 
@@ -185,14 +186,14 @@ def test_prompts_that_share_their_first_letters_have_folders_of_their_own(tmp_pa
 
 
 class Scarce:
-    """`hybrid.step` on a machine whose memory runs out after the LoRA has its gradient, at some steps, above a rung."""
+    """`hybrid.step` on a machine whose memory runs out after the LoRA has its gradient, so many times, at some step."""
 
-    def __init__(self, enough: memory.Chunks | None, at: tuple[int, int] | None):
-        self.enough, self.at, self.real, self.failures = enough, at, hybrid.step, 0
+    def __init__(self, times: float, at: tuple[int, int] | None):
+        self.times, self.at, self.real, self.failures = times, at, hybrid.step, 0
 
     def __call__(self, scene, guidances, context, chunks):
         outcome = self.real(scene, guidances, context, chunks)
-        if self.at in (None, (context.stage, context.step)) and chunks is not self.enough:
+        if self.at in (None, (context.stage, context.step)) and self.failures < self.times:
             self.failures += 1
             raise torch.OutOfMemoryError("CUDA out of memory")
         return outcome
@@ -200,9 +201,8 @@ class Scarce:
 
 def test_out_of_memory_replays_the_step_on_the_next_rung(whole, tmp_path, monkeypatch):
     """Rungs that compute alike: then the replayed run must be the uninterrupted one, bit by bit."""
-    rungs = (memory.Chunks(), memory.Chunks(None, None), memory.Chunks(None, None))
-    scarce = Scarce(rungs[2], (2, 1))
-    monkeypatch.setattr(memory, "LADDER", rungs)
+    scarce = Scarce(2, (2, 1))
+    monkeypatch.setattr(memory, "LADDER", 3 * (memory.Chunks(),))
     monkeypatch.setattr(hybrid, "step", scarce)
     notes: list[str] = []
     events = Watch()
@@ -213,7 +213,7 @@ def test_out_of_memory_replays_the_step_on_the_next_rung(whole, tmp_path, monkey
 
 
 def test_out_of_memory_at_the_end_of_the_ladder_says_what_is_needed(whole, tmp_path, monkeypatch):
-    scarce = Scarce(None, None)
+    scarce = Scarce(math.inf, None)
     monkeypatch.setattr(hybrid, "step", scarce)
     with pytest.raises(FourdfyError, match=r"stage 1 needs about \d+\.\d GB") as caught:
         go(tmp_path, whole[1])
