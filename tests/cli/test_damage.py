@@ -31,6 +31,8 @@ from fourdfy_cli.output import render
 from fourdfy_cli.store import checkpoint, migrate
 from fourdfy_cli.store.folder import read_json, write_json
 
+pytestmark = pytest.mark.long
+
 PART = float(os.environ.get("FOURDFY_SWEEP", 1))
 CHECKPOINTS = ("last.pt", "last.prev.pt", "stage1.pt", "stage2.pt", "stage3.pt")
 FIGURES = dict.fromkeys((*ablate.MEASURES, *benchmark.MEASURES, "clip", "flicker"), 0.5)

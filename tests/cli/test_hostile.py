@@ -35,6 +35,8 @@ from fourdfy_cli.run.progress import peak_memory
 from fourdfy_cli.store import checkpoint, gate
 from fourdfy_cli.store.folder import run_folder, slug
 
+pytestmark = pytest.mark.long
+
 CANARY = "ran"
 MUCH = 500  # MB
 

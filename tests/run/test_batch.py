@@ -24,6 +24,8 @@ from fourdfy_cli.run.batch import Ended, Job, Standing
 from fourdfy_cli.run.signals import StopSignals
 from fourdfy_cli.store import checkpoint
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 PROMPTS = ("a red dog jumping", "a red cube", "a blue ball")
 

@@ -21,6 +21,8 @@ from fourdfy_cli.run.aside import Several
 from fourdfy_cli.run.progress import Onlooker, StepInfo
 from fourdfy_cli.store import checkpoint
 
+pytestmark = pytest.mark.long
+
 
 class Slow(Watch):
     """Gives onlookers time to come."""

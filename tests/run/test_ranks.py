@@ -23,6 +23,8 @@ from fourdfy_cli.store import checkpoint
 from fourdfy_cli.store.folder import run_folder
 from fourdfy_cli.store.lock import holder
 
+pytestmark = pytest.mark.long
+
 STAGES = ("stage1.pt", "stage2.pt", "stage3.pt")
 
 

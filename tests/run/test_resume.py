@@ -27,6 +27,8 @@ from fourdfy_cli.run.signals import CODES
 from fourdfy_cli.run.state import new_scene
 from fourdfy_cli.store import checkpoint
 
+pytestmark = pytest.mark.long
+
 STEPS = {1: 3, 2: 4, 3: 3}
 BORDER = {1: 0, 2: 3, 3: 7}  # steps before each stage
 CUTS = sorted({BORDER[s] + k for s, n in STEPS.items() for k in (1, n // 2, n - 1, n)})

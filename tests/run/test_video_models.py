@@ -16,6 +16,8 @@ from fourdfy_cli.config import Models, override
 from fourdfy_cli.diffusion import sets
 from fourdfy_cli.diffusion.table import COGVIDEOX, WAN, WAN_5B
 
+pytestmark = pytest.mark.long
+
 SMALL = [
     f"--set=stage{n}.{branch}.{key}.{side}=16"
     for n in (1, 2, 3)

@@ -18,6 +18,8 @@ from faults import cheap, damaged, ended, folder_of, forked, go, place, result
 from fourdfy_cli.store import checkpoint, folder
 from fourdfy_cli.store.folder import read_json
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True)
 def cheap_steps(monkeypatch: pytest.MonkeyPatch) -> None:
