@@ -70,6 +70,15 @@ class Output:
         else:
             show(Console(file=cast(Any, Willing(sys.stdout)), highlight=False), data)
 
+    def failed_in_part(self, event: str, data: dict[str, Any], error: FourdfyError) -> FourdfyError:
+        """Show what a command came to before it ends with `error`, which is returned; as an event with --json, whose envelope of a failure
+        holds no data."""
+        if self.as_json:
+            emit({"event": event, **data})
+        else:
+            self.finish(data)
+        return error
+
     def fail(self, error: FourdfyError) -> int:
         """One line of message, one line of hint; returns the exit code."""
         say(self.people, Text.assemble(("error: ", "bold red"), one_line(error.message)))

@@ -193,3 +193,18 @@ def tiny_recipe() -> Recipe:
         march=March(samples=24, resolution=8, update_every=2, warmup_steps=4),
         preview_every=100,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Talkative:
+    """A job with more to tell than a pipe holds."""
+
+    prompt: str = "a red dog"
+    seed: int = 0
+    out: Path = Path()
+    start: Path | None = None
+    folder: Path = Path()
+
+    def go(self, machine, events) -> None:
+        for _ in range(1000):
+            events.note("x" * 1000)

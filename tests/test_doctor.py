@@ -126,6 +126,7 @@ def test_a_card(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1e12))
     assert doctor.disk().state == "ok"
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=3e9))
     assert doctor.disk().mend == "export HF_HOME=FOLDER"  # the models want more

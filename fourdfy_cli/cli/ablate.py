@@ -10,7 +10,6 @@ import typer
 
 from fourdfy_cli.cli import batch, options
 from fourdfy_cli.cli.batch import Address, EngineName
-from fourdfy_cli.console import emit
 from fourdfy_cli.errors import DIVERGED, FourdfyError
 from fourdfy_cli.output.textfile import typed
 
@@ -63,7 +62,7 @@ def ablate(prompts: Prompts, wanted: Ablate) -> None:
     if wanted.commercial:
         from fourdfy_cli.diffusion import hub, sets
 
-        drawn = dict.fromkeys(branch for each in recipes.values() for number in (1, 2, 3) for branch in each.stage(number).chances())
+        drawn = dict.fromkeys(branch for each in recipes.values() for branch in sets.drawn(each))
         hub.refuse_non_commercial(recipe.models, sets.roles(drawn, recipe.vsd))
 
     clip = wanted.clip or ("nano" if recipe.models.set == "nano" else "ViT-B-32")
@@ -75,12 +74,9 @@ def ablate(prompts: Prompts, wanted: Ablate) -> None:
     shown |= {"files": [wanted.out / f"ablate.{suffix}" for suffix in ("json", "md", "png")]}
     if not data["failed"]:
         return wanted.output.finish(shown)
-    if wanted.json:  # an envelope of a failure holds no data
-        emit({"event": "ablation", **shown})
-    else:
-        wanted.output.finish(shown)
     first = data["failed"][0]
     settings = [word for setting in wanted.settings for word in ("--set", setting)]
     out = wanted.out.with_name(f"{wanted.out.name}-{seed + 1}")
     hint = typed("fourdfy", "ablate", prompts, "--models", recipe.models.set, *settings, "--out", out, "--seed", seed + 1)
-    raise FourdfyError(f"diverged: {len(data['failed'])} of the runs, the first {first['row']}: {first['prompt']}", hint, DIVERGED)
+    error = FourdfyError(f"diverged: {len(data['failed'])} of the runs, the first {first['row']}: {first['prompt']}", hint, DIVERGED)
+    raise wanted.output.failed_in_part("ablation", shown, error)

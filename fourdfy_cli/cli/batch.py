@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fourdfy_cli.cli import options
-from fourdfy_cli.console import emit
 from fourdfy_cli.errors import FAILURE, USAGE, FourdfyError, typed
 
 if TYPE_CHECKING:
@@ -58,8 +57,7 @@ def batch(prompts: Prompts, wanted: Batch) -> None:
     if wanted.commercial:
         from fourdfy_cli.diffusion import hub, sets
 
-        branches = dict.fromkeys(branch for number in (1, 2, 3) for branch in recipe.stage(number).chances())
-        hub.refuse_non_commercial(recipe.models, sets.roles(branches, recipe.vsd))
+        hub.refuse_non_commercial(recipe.models, sets.roles(sets.drawn(recipe), recipe.vsd))
     from fourdfy_cli.cli.scenes import watching
 
     with watching(wanted.output) as watcher:
@@ -135,7 +133,9 @@ def engine(run: options.Run, name: str, address: str | None, recipe: Recipe, dev
         need = max(row["bytes"] for row in plan.stages(recipe, (1, 2, 3), run.vram))
         return cluster.Ray(machine, address, run.threads or 1, need)
     cards = cards_of(device)
-    return engines.Processes(tuple(replace(machine, device=card, threads=None) for card in cards)) if cards[1:] else engines.Here(machine)
+    if len(cards) == 1:
+        return engines.InProcess(machine)
+    return engines.Processes(tuple(replace(machine, device=card, threads=None) for card in cards))
 
 
 def ahead(wanted: Any, device: str, recipe: Recipe, make: Callable[[Engine, Any], dict[Path, str]]) -> dict[Path, str]:
@@ -196,10 +196,7 @@ def _finish(data: dict[str, Any], prompts: Path, wanted: Batch) -> None:
     """Show the summary; raises FourdfyError if a scene failed, with its code where all have the same."""
     if not data["failed"]:
         return wanted.output.finish(data)
-    if wanted.json:  # an envelope of a failure holds no data
-        emit({"event": "batch", **data})
-    else:
-        wanted.output.finish(data)
     first, codes = data["failures"][0], {one["code"] for one in data["failures"]}
     message = f"{data['failed']} of {data['scenes']} scenes failed, the first, {first['prompt']!r}: {first['message']}"
-    raise FourdfyError(message, first["hint"], codes.pop() if len(codes) == 1 else FAILURE)
+    error = FourdfyError(message, first["hint"], codes.pop() if len(codes) == 1 else FAILURE)
+    raise wanted.output.failed_in_part("batch", data, error)

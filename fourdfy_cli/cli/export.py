@@ -18,7 +18,7 @@ Target = Annotated[Path, typer.Argument(metavar="OUT", help="The file: .glb, .us
 
 
 @dataclass(frozen=True)
-class Ship(options.Common):
+class ExportOptions(options.Common):
     """Options of `export`."""
 
     frames: Annotated[int | None, typer.Option("--frames", min=1, max=512, help="Moments.", show_default="16; 1 of a still scene")] = None
@@ -33,7 +33,7 @@ class Ship(options.Common):
 
 
 @options.grouped
-def export(source: Source, out: Target, ship: Ship) -> None:
+def export(source: Source, out: Target, wanted: ExportOptions) -> None:
     """Hand a scene over as animated meshes or splats, from a checkpoint alone.
 
     .glb plays anywhere; .usdc and .usdz hold time samples; several .ply or .obj are numbered in the folder of that name."""
@@ -43,36 +43,36 @@ def export(source: Source, out: Target, ship: Ship) -> None:
 
     again = ("fourdfy", "export", source)
     try:
-        library.check(out, ship.splats)
-        options.check_device(ship.device)
+        library.check(out, wanted.splats)
+        options.check_device(wanted.device)
         options.check_writable(out.parent)
         with within_memory(out, typed(*again, out, "--resolution", "64")):
-            scene, recipe, meta = load_scene(source, ship.device)
-            frames = ship.frames or (16 if recipe.stage(meta["stage"]).moving else 1)
+            scene, recipe, meta = load_scene(source, wanted.device)
+            frames = wanted.frames or (16 if recipe.stage(meta["stage"]).moving else 1)
             target = library.place(out, frames)
             if target != out:
                 options.check_free(target, "a sequence's files", lambda free: typed(*again, free.with_name(free.name + out.suffix)))
-            ship.output.finish(_written(out, scene, recipe, meta, frames, ship))
+            wanted.output.finish(_written(out, scene, recipe, meta, frames, wanted))
     except FourdfyError as error:
         hint = re.sub(r"(?<= )RUN(?= |$)", lambda _: typed(source), error.hint)  # what cuts the field does not know where it is from
         raise FourdfyError(error.message, hint, error.code) from None
 
 
-def _written(out: Path, scene: Any, recipe: Any, meta: dict[str, Any], frames: int, ship: Ship) -> dict[str, Any]:
+def _written(out: Path, scene: Any, recipe: Any, meta: dict[str, Any], frames: int, wanted: ExportOptions) -> dict[str, Any]:
     """Write it; the result for people and programs."""
     from fourdfy_cli.output import export as library
     from fourdfy_cli.output.render import closes
-    from fourdfy_cli.output.sequence import Choice
+    from fourdfy_cli.output.sequence import MeshOptions
 
-    choice = Choice(frames, ship.fps, ship.faces, ship.threshold, ship.resolution)
-    told = library.Told({name: meta[name] for name in ("prompt", "seed", "stage")}, frames == 1 or closes(scene, recipe))
-    write = library.export_splats if ship.splats else library.export
-    found = write(scene, out, choice, told, ship.output.counted)
-    rows = found["splats" if ship.splats else "meshes"]
+    choice = MeshOptions(frames, wanted.fps, wanted.faces, wanted.threshold, wanted.resolution)
+    told = library.Metadata({name: meta[name] for name in ("prompt", "seed", "stage")}, frames == 1 or closes(scene, recipe))
+    write = library.export_splats if wanted.splats else library.export
+    found = write(scene, out, choice, told, wanted.output.counted)
+    rows = found["splats" if wanted.splats else "meshes"]
     target = library.place(out, frames)
     size = sum(file.stat().st_size for file in (target.iterdir() if target.is_dir() else [target]))
     summary: dict[str, Any] = {"file": target, "frames": frames, "bytes": size}
-    if not ship.splats:
+    if not wanted.splats:
         tight = sum(row["watertight"] for row in rows)
         summary |= {"threshold": found["threshold"], "one_topology": found["one_topology"], "watertight": tight / len(rows)}
     return summary | {"table": rows}

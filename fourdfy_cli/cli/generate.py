@@ -34,7 +34,7 @@ Resume = Annotated[
 
 
 @dataclass(frozen=True)
-class Made(options.Run):
+class SceneOptions(options.Run):
     """Options of the commands that make a scene for somebody who may watch."""
 
     view: Annotated[bool, typer.Option("--view", help="Watch the run in a browser, on this machine, as it goes.")] = False
@@ -51,11 +51,6 @@ class Made(options.Run):
 
         return replace(super().machine(device), distributed=self.distributed if is_rank() else None)
 
-    @property
-    def watched(self) -> bool:
-        """Whether this is the process that is watched: of several, the first."""
-        return os.environ.get("RANK", "0") == "0"
-
     def again(self) -> str:
         """The command that goes on with the run."""
         args = list(self.output.args)
@@ -65,7 +60,7 @@ class Made(options.Run):
 
 
 @options.grouped
-def generate(prompt: options.Prompt, run: Made) -> None:
+def generate(prompt: options.Prompt, run: SceneOptions) -> None:
     """Turn a sentence into a moving 3D scene: all three stages, then a video of it.
 
     The same command again goes on where an earlier one stopped."""
@@ -75,13 +70,13 @@ def generate(prompt: options.Prompt, run: Made) -> None:
 
 
 @options.grouped
-def stage1(run: Made, prompt: Words = None, resume: Resume = None) -> None:
+def stage1(run: SceneOptions, prompt: Words = None, resume: Resume = None) -> None:
     """Stage 1 alone: a static scene, from the multi-view model. Writes stage1.pt."""
     _stage(1, prompt, resume, run)
 
 
 @options.grouped
-def stage2(run: Made, prompt: Words = None, resume: Resume = None) -> None:
+def stage2(run: SceneOptions, prompt: Words = None, resume: Resume = None) -> None:
     """Stage 2 alone: better appearance, from the image model. Writes stage2.pt.
 
     Starts from the end of stage 1."""
@@ -89,14 +84,14 @@ def stage2(run: Made, prompt: Words = None, resume: Resume = None) -> None:
 
 
 @options.grouped
-def stage3(run: Made, prompt: Words = None, resume: Resume = None) -> None:
+def stage3(run: SceneOptions, prompt: Words = None, resume: Resume = None) -> None:
     """Stage 3 alone: motion, from the video model. Writes stage3.pt and the video.
 
     Starts from the end of stage 2."""
     _stage(3, prompt, resume, run)
 
 
-def _stage(number: int, prompt: str | None, resume: Path | None, run: Made) -> None:
+def _stage(number: int, prompt: str | None, resume: Path | None, run: SceneOptions) -> None:
     """One stage; prompt, seed and recipe come from the checkpoint if there is one, and may not contradict it."""
     if resume is None:
         if prompt is None:
@@ -138,7 +133,7 @@ def _agree(what: str, given: Any, stored: Any, number: int, resume: Path) -> Non
         )
 
 
-def _out(run: Made, prompt: str, seed: int, resume: Path) -> Path:
+def _out(run: SceneOptions, prompt: str, seed: int, resume: Path) -> Path:
     """Where the run's folder goes: the checkpoint's own run folder goes on, unless --out names another place."""
     from fourdfy_cli.store.folder import run_folder
 
@@ -146,7 +141,7 @@ def _out(run: Made, prompt: str, seed: int, resume: Path) -> Path:
     return folder.parent if not run.given("out") and run_folder(folder.parent, prompt, seed) == folder else run.out
 
 
-def _run(prompt: str, recipe: Recipe, run: Made, stages: tuple[int, ...], resume: Path | None) -> None:
+def _run(prompt: str, recipe: Recipe, run: SceneOptions, stages: tuple[int, ...], resume: Path | None) -> None:
     """Show the recipe (--dry-run), or check what can be checked beforehand, then train and list what was written."""
     if run.log not in (None, "tensorboard"):
         raise FourdfyError(f"there is no log {run.log!r}", "--log tensorboard", USAGE)
@@ -162,15 +157,15 @@ def _run(prompt: str, recipe: Recipe, run: Made, stages: tuple[int, ...], resume
     if run.commercial:
         from fourdfy_cli.diffusion import hub, sets
 
-        branches = dict.fromkeys(branch for number in stages for branch in recipe.stage(number).chances())
-        hub.refuse_non_commercial(recipe.models, sets.roles(branches, recipe.vsd))
+        hub.refuse_non_commercial(recipe.models, sets.roles(sets.drawn(recipe, stages), recipe.vsd))
     if run.models in (None, "auto"):
         why = "a GPU is here" if recipe.models.set == "paper" else "small ones that come with this package, for CPUs"
         output.note(f"models: {recipe.models.set} ({why})")
     from fourdfy_cli.run import api, train
+    from fourdfy_cli.run.launch import is_first
     from fourdfy_cli.run.watchers import watched
 
-    view, log = (run.view, run.log) if run.watched else (False, None)
+    view, log = (run.view, run.log) if is_first() else (False, None)
     with output.events() as told, watched(told, run_folder(run.out, prompt, seed), prompt, recipe, view, log) as events:
         try:
             if stages == api.STAGES:
@@ -185,15 +180,15 @@ def _run(prompt: str, recipe: Recipe, run: Made, stages: tuple[int, ...], resume
     output.finish({"run_dir": result.run_dir, "checkpoint": result.checkpoint, "video": result.video, "seconds": result.seconds})
 
 
-def _place(run: Made, recipe: Recipe) -> str:
+def _place(run: SceneOptions, recipe: Recipe) -> str:
     """Where this process computes; with --gpus, where it is the first to be asked, it starts the others and does not come back.
 
     Raises FourdfyError: exit 2 for options that do not go together, exit 3 for more GPUs than there are."""
-    from fourdfy_cli.run.launch import is_rank, launch
+    from fourdfy_cli.run.launch import MODES, is_rank, launch
 
     device = options.device(run, recipe)
-    if run.distributed not in ("frames", "views"):
-        raise FourdfyError(f"there is no way {run.distributed!r} to share a run", "frames or views: --distributed frames", USAGE)
+    if run.distributed not in MODES:
+        raise FourdfyError(f"there is no way {run.distributed!r} to share a run", f"{' or '.join(MODES)}: --distributed frames", USAGE)
     if is_rank():
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
     if run.gpus == 1:

@@ -33,6 +33,7 @@ from fourdfy_cli.cli import (
 )
 from fourdfy_cli.console import Output
 from fourdfy_cli.errors import FAILURE, INTERRUPTED, MEMORY, OK, FourdfyError
+from fourdfy_cli.run.launch import is_first
 from fourdfy_cli.store.stream import Willing
 
 app = typer.Typer(
@@ -85,7 +86,7 @@ def main() -> None:
     args = sys.argv[1:]
     if "--debug" not in args:
         sys.excepthook = _unexpected(args)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
+        if not is_first():
             sys.stdout = sys.stderr = open(os.devnull, "w")  # of processes that share a run, one talks
     code = run(args)
     for stream in (Willing(sys.stdout), Willing(sys.stderr)):

@@ -16,7 +16,7 @@ from fourdfy_cli.errors import USAGE, FourdfyError
 from fourdfy_cli.output.textfile import typed
 
 if TYPE_CHECKING:
-    from fourdfy_cli.output.render import Look, Picture
+    from fourdfy_cli.output.render import Picture, RenderedView
     from fourdfy_cli.scene.cameras import Shot
 
 PATHS = "orbit, fixed, turntable (at --time), mav3d (the published evaluation), or a FILE.json, ours or nerfstudio's."
@@ -24,7 +24,7 @@ OWN = r"((stage[123]|last|last\.prev)-)?(orbit|mav3d|fixed|turntable|grid)(-dept
 
 
 @dataclass(frozen=True)
-class Wanted(options.Common):
+class FilmOptions(options.Common):
     """Options of `render`."""
 
     orbit: Annotated[bool, typer.Option("--orbit", help="Go round the object while it moves (the default).", show_default=False)] = False
@@ -52,7 +52,7 @@ class Wanted(options.Common):
 
 
 @options.grouped
-def render(source: Source, wanted: Wanted) -> None:
+def render(source: Source, wanted: FilmOptions) -> None:
     """Make a film of a scene, from a checkpoint or run folder alone.
 
     No diffusion model is loaded."""
@@ -72,11 +72,11 @@ def render(source: Source, wanted: Wanted) -> None:
     with within_memory(out, f"a smaller one: {typed(*again, '--size', '128')}"):
         scene, recipe, _ = pictures.load_scene(source, wanted.device)
         closed = wanted.path not in ("orbit", "fixed") or bool(grid) or pictures.closes(scene, recipe)
-        film = paths.film(wanted.path, recipe, paths.Wish(wanted.size, wanted.fps, wanted.time, closed))
+        film = paths.film(wanted.path, recipe, paths.PathOptions(wanted.size, wanted.fps, wanted.time, closed))
         shot = pictures.around(recipe, *grid, wanted.size) if grid else film.shot
         for folder in {out.parent, wanted.frames or out.parent}:
             options.check_writable(folder)
-        looks = wanted.output.counted(pictures.looks(scene, recipe, shot), len(shot), "rendering")
+        looks = wanted.output.counted(pictures.rendered_views(scene, recipe, shot), len(shot), "rendering")
         with files.filled(wanted.frames) as frames:
             shown = _pictures(looks, shot, wanted, frames, film.fps)
             pictures.write_png(out, pictures.sheet(shown, grid[1])) if grid else pictures.write_video(out, shown, film.fps)
@@ -84,7 +84,7 @@ def render(source: Source, wanted: Wanted) -> None:
     wanted.output.finish(data if grid else data | {"fps": film.fps, "there_and_back": not closed})
 
 
-def _beside(source: Path, wanted: Wanted) -> Path:
+def _beside(source: Path, wanted: FilmOptions) -> Path:
     """orbit.mp4 in a run folder, stage2-orbit.mp4 beside stage2.pt; -depth with depth, -alpha with alpha."""
     name = "grid" if wanted.grid else Path(wanted.path).stem
     suffix = ".png" if wanted.grid else ".webm" if wanted.alpha else ".mp4"
@@ -100,7 +100,7 @@ def _grid(told: str | None, source: Path) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def _check_suffix(out: Path, source: Path, wanted: Wanted) -> None:
+def _check_suffix(out: Path, source: Path, wanted: FilmOptions) -> None:
     """Raises FourdfyError (exit 2) for a name that does not fit what is to be written."""
     from fourdfy_cli.output.codecs import SUFFIXES, WITH_ALPHA
 
@@ -113,7 +113,7 @@ def _check_suffix(out: Path, source: Path, wanted: Wanted) -> None:
         raise FourdfyError(f"a {kind}'s name ends in {', '.join(can)}, unlike {out}", hint, USAGE)
 
 
-def _check_replaced(out: Path, source: Path, wanted: Wanted) -> None:
+def _check_replaced(out: Path, source: Path, wanted: FilmOptions) -> None:
     """Raises FourdfyError (exit 2) where the film would take the name, or frames the folder, of something else."""
     again = ("fourdfy", "render", source, "--path", wanted.path)
     from_file = wanted.path.endswith(".json") and not wanted.grid
@@ -126,7 +126,7 @@ def _check_replaced(out: Path, source: Path, wanted: Wanted) -> None:
         options.check_free(wanted.frames, "frames", lambda free: typed(*again, "--frames", free))
 
 
-def _pictures(looks: Iterator[Look], shot: Shot, wanted: Wanted, folder: Path | None, fps: float) -> Iterator[Picture]:
+def _pictures(looks: Iterator[RenderedView], shot: Shot, wanted: FilmOptions, folder: Path | None, fps: float) -> Iterator[Picture]:
     """What is shown of each view; all of it also goes to the folder of frames if there is one."""
     from fourdfy_cli.output import frames
 
@@ -134,19 +134,19 @@ def _pictures(looks: Iterator[Look], shot: Shot, wanted: Wanted, folder: Path | 
         frames.save_cameras(folder, shot, fps)
     distance = shot.c2w[:, :3, 3].norm(dim=-1)
     bounds = max(0.0, float(distance.min()) - 1), float(distance.max()) + 1
-    for k, look in enumerate(looks):
+    for k, view in enumerate(looks):
         if folder:
-            frames.save(folder, shot, k, look)
-        yield _shown(look, wanted, bounds)
+            frames.save(folder, shot, k, view)
+        yield _shown(view, wanted, bounds)
 
 
-def _shown(look: Look, wanted: Wanted, bounds: tuple[float, float]) -> Any:
+def _shown(view: RenderedView, wanted: FilmOptions, bounds: tuple[float, float]) -> Any:
     import numpy as np
 
     from fourdfy_cli.output.colours import depth_picture, over_black
 
-    colour = look.cut_out if wanted.alpha else look.picture
+    colour = view.cut_out if wanted.alpha else view.picture
     if not wanted.depth:
         return colour
-    far = depth_picture(look.distance, look.opacity, *bounds)
+    far = depth_picture(view.distance, view.opacity, *bounds)
     return np.concatenate([colour, far if wanted.alpha else over_black(far)], 1)

@@ -14,9 +14,9 @@ from rich.text import Text
 from fourdfy_cli.console import Output, clean, duration, emit, say
 
 if TYPE_CHECKING:
-    from fourdfy_cli.run.batch import Job, Standing
+    from fourdfy_cli.run.batch import Job, SceneStatus
 
-Rows = list[tuple["Job", "Standing"]]
+Rows = list[tuple["Job", "SceneStatus"]]
 FIRST = ("running", "failed", "stopped", "waiting", "done")  # where the table has no room for all
 STYLES = {"running": "bold", "failed": "red", "stopped": "yellow", "waiting": "dim", "done": "green"}
 EVERY = 10.0  # seconds between two lines about the same scene in a file
@@ -76,7 +76,7 @@ class Lines:
                 self.told[number] = (row.state, row.stage, time.monotonic())
                 self.tell(job, row, rows)
 
-    def tell(self, job: Job, row: Standing, rows: Rows) -> None:
+    def tell(self, job: Job, row: SceneStatus, rows: Rows) -> None:
         at = f" stage {row.stage}/3 step {row.step}/{row.steps}, {duration(row.eta)} left" if row.state == "running" else ""
         say(self.console, f"{job.folder.name}: {row.state}{at} ({counts(rows)})")
 
@@ -87,7 +87,7 @@ class Lines:
 class Events(Lines):
     """The same as JSON objects."""
 
-    def tell(self, job: Job, row: Standing, rows: Rows) -> None:
+    def tell(self, job: Job, row: SceneStatus, rows: Rows) -> None:
         emit({"event": "scene", "prompt": job.prompt, "seed": job.seed, "run_dir": job.folder, **vars(row)})
 
     def note(self, text: str) -> None:

@@ -16,7 +16,7 @@ from fourdfy_cli.store.stream import Willing
 
 if TYPE_CHECKING:
     from fourdfy_cli.config import Recipe
-    from fourdfy_cli.run.sbatch import Wanted
+    from fourdfy_cli.run.sbatch import Resources
 
 Words = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to make, in words.", show_default=False)]
 HERE = {"json", "debug", "dry_run", "full"}  # options of this command line, not of the job
@@ -93,10 +93,10 @@ def _handed_on(wanted: Slurm) -> list[str]:
     return found
 
 
-def _wishes(wanted: Slurm) -> Wanted:
-    from fourdfy_cli.run.sbatch import Wanted
+def _wishes(wanted: Slurm) -> Resources:
+    from fourdfy_cli.run.sbatch import Resources
 
-    return Wanted(wanted.partition, wanted.time, wanted.gpus, wanted.mem, wanted.account)
+    return Resources(wanted.partition, wanted.time, wanted.gpus, wanted.mem, wanted.account)
 
 
 def _write(text: str, wanted: Slurm) -> None:

@@ -53,6 +53,11 @@ class ModelSpec:
         """The subfolder of one of the parts named above."""
         return Path(self.source) / getattr(self, part)
 
+    @property
+    def reader(self) -> tuple[str, ...]:
+        """What texts are encoded by: models that have this in common share their embeddings."""
+        return self.source, self.text_encoder, self.tokenizer, self.embeddings
+
 
 WEIGHTS = str(Path(__file__).parents[1] / "nano" / "weights")
 NANO = {

@@ -6,9 +6,10 @@ and shape by shape. Everything wrong raises FourdfyError (exit 3). Instead of a 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def broken(message: str) -> FourdfyError:
     return FourdfyError(message, "fourdfy models verify", ENVIRONMENT)
+
+
+@contextlib.contextmanager
+def reading_tokenizer(path: Path) -> Iterator[None]:
+    """What goes wrong in the block is the file's fault: raises FourdfyError (exit 3)."""
+    try:
+        yield
+    except BaseException as error:  # tokenizers' Rust part raises a bare Exception, or panics
+        known = isinstance(error, (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError))
+        if not (known or type(error) is Exception or type(error).__name__ == "PanicException"):
+            raise
+        raise broken(f"{path} is not a tokenizer: {line(error)}") from error
 
 
 def line(error: BaseException) -> str:

@@ -50,6 +50,11 @@ def _spec(models: Models, own: dict[str, ModelSpec], role: str) -> ModelSpec:
     return located(role, named, skip) if named else own.get(role) or located(role, "", skip)
 
 
+def drawn(recipe: Recipe, stages: Iterable[int] = (1, 2, 3)) -> list[str]:
+    """Every branch that some of the stages draws."""
+    return list(dict.fromkeys(branch for number in stages for branch in recipe.stage(number).chances()))
+
+
 def roles(branches: Iterable[str], vsd: Vsd) -> tuple[str, ...]:
     """The roles that the guidances of `branches` need: theirs, and the LoRA's unless it is put on the image model."""
     branches = tuple(branches)

@@ -52,12 +52,8 @@ def reader(folder: Path) -> Reader | None:
 def tokenizer(folder: Path) -> Callable[[str], list[int]]:
     """A function from a text to its token ids, the end's included. Raises FourdfyError (exit 3)."""
     if (folder / "tokenizer.json").is_file():
-        try:
+        with network.reading_tokenizer(folder):
             whole = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except BaseException as error:  # the Rust part raises a bare Exception, or panics
-            if not (type(error) is Exception or isinstance(error, (OSError, ValueError)) or type(error).__name__ == "PanicException"):
-                raise
-            raise network.broken(f"{folder} is not a tokenizer: {network.line(error)}") from error
         whole.no_padding()
         whole.no_truncation()
         return lambda text: whole.encode(cleaned(text)).ids
@@ -71,10 +67,8 @@ def _sentencepiece(path: Path) -> Callable[[str], list[int]]:
         import sentencepiece
     except ImportError:
         raise FourdfyError(f"{path} wants the package sentencepiece", "pip install 'fourdfy[t5]'", ENVIRONMENT) from None
-    try:
+    with network.reading_tokenizer(path):
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError) as error:
-        raise network.broken(f"{path} is not a tokenizer: {network.line(error)}") from error
     return lambda text: [*pieces.encode(cleaned(text)), END]
 
 

@@ -148,13 +148,8 @@ def _tokenizer(folder: Path) -> CLIPTokenizer:
     """A folder's tokenizer: vocab.json and merges.txt, or tokenizer.json alone as transformers 5 writes it."""
     if not ((folder / "tokenizer.json").is_file() or all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))):
         raise network.broken(f"{folder} holds neither vocab.json with merges.txt nor tokenizer.json")
-    try:
+    with network.reading_tokenizer(folder):
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except BaseException as error:  # the Rust part raises a bare Exception, or panics
-        known = isinstance(error, (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError))
-        if not (known or type(error) is Exception or type(error).__name__ == "PanicException"):
-            raise
-        raise network.broken(f"{folder} is not a tokenizer: {network.line(error)}") from error
 
 
 def load_encoder(folder: Path, device: torch.device | str, seed: int | None = None) -> CLIPTextModel:

@@ -25,7 +25,7 @@ from fourdfy_cli.evaluate.truth import score
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import render
 from fourdfy_cli.run import batch
-from fourdfy_cli.run.batch import Engine, Job, Watcher, held
+from fourdfy_cli.run.batch import Engine, Job, Watcher, conflict
 from fourdfy_cli.run.progress import Events
 from fourdfy_cli.scene.scene import Scene
 from fourdfy_cli.store import checkpoint, files
@@ -136,7 +136,7 @@ def check(wanted: Ablation, recipes: dict[str, Recipe]) -> None:
             folder = run_folder(wanted.out / name, prompt, wanted.seed)
             if owners.setdefault(folder, prompt) != prompt:
                 raise FourdfyError(f"{owners[folder]!r} and {prompt!r} have one folder, {folder}", ANOTHER, USAGE)
-            if other := held(folder, prompt, recipe):
+            if other := conflict(folder, prompt, recipe):
                 raise FourdfyError(f"{folder} holds {other}, not what is asked for", ANOTHER, USAGE)
     _, problems = evaluate.distinct(load_clip(wanted.clip), wanted.prompts)
     if problems:

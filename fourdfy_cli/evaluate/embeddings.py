@@ -5,10 +5,12 @@ A video that fails there is looked at again by `score.score`, which tells what i
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.evaluate import score, videos
 from fourdfy_cli.evaluate.clip import load_clip
 from fourdfy_cli.evaluate.videos import Video
@@ -18,12 +20,15 @@ from fourdfy_cli.run.progress import Events
 from fourdfy_cli.run.signals import StopSignals
 from fourdfy_cli.store.cache import cache_folder
 
+GROUP = 8  # videos of a job: CLIP is loaded once for each
+
 
 @dataclass(frozen=True)
 class Embedding:
-    """A job of an engine: what CLIP sees in a video goes into the cache folder `out`. It has no seed and no checkpoint to start from."""
+    """A job of an engine: what CLIP sees in a few videos goes into the cache folder `out`. It has no seed and no checkpoint to start
+    from."""
 
-    video: Video
+    videos: tuple[Video, ...]
     choice: score.Choice
     out: Path
     seed: int = 0
@@ -31,17 +36,20 @@ class Embedding:
 
     @property
     def prompt(self) -> str:
-        return self.video.prompt
+        return self.videos[0].prompt
 
     @property
     def folder(self) -> Path:
         return self.out
 
     def go(self, machine: Machine, events: Events) -> None:
-        """Embed the video. Raises FourdfyError as `score.cached`."""
+        """Embed the videos that can be read. Raises FourdfyError as `load_clip`."""
         choice = replace(self.choice, device=machine.device)
         clip = load_clip(choice.clip, choice.device)
-        score.cached(clip, score.fingerprint(clip), self.video, choice, lambda frames: frames, self.out)
+        key = score.fingerprint(clip)
+        for video in self.videos:
+            with contextlib.suppress(FourdfyError):
+                score.cached(clip, key, video, choice, lambda frames: frames, self.out)
 
 
 def ahead(paths: list[Path], choice: score.Choice, engine: Engine, note: Callable[[str], None]) -> None:
@@ -51,10 +59,13 @@ def ahead(paths: list[Path], choice: score.Choice, engine: Engine, note: Callabl
     load_clip(choice.clip, "cpu")
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = {number: Embedding(absolute(video), choice, folder) for number, video in enumerate(found)}
+    groups = [tuple(map(absolute, found[k : k + GROUP])) for k in range(0, len(found), GROUP)]
+    jobs = {number: Embedding(group, choice, folder) for number, group in enumerate(groups)}
+    done = 0
     with StopSignals() as signals:
-        for count, ended in enumerate(engine.run(jobs, lambda: None, signals), 1):
-            note(f"{count}/{len(jobs)} {jobs[ended.number].prompt}")
+        for ended in engine.run(jobs, lambda: None, signals):
+            done += len(groups[ended.number])
+            note(f"{done}/{len(found)} videos")
         if signals.raised is not None:
             raise signals.stop("type the same command again to go on")
 

@@ -64,7 +64,7 @@ def cut_texts(recipe: Recipe, prompt: str, specs: Mapping[str, ModelSpec], branc
     Only tokenizers are loaded: for before the first step. Raises FourdfyError (exit 3) if one is missing or damaged."""
     readers: dict[tuple[str, ...], list[str]] = {}
     for name in branches:
-        readers.setdefault((specs[name].source, specs[name].text_encoder, specs[name].tokenizer, specs[name].embeddings), []).append(name)
+        readers.setdefault(specs[name].reader, []).append(name)
     lines = []
     for names in readers.values():
         if specs[names[0]].embeddings:  # whoever made them has seen to it
@@ -85,8 +85,7 @@ def encode_texts(
     """Embeddings by branch and text; each distinct text encoder is loaded once."""
     encoders: dict[tuple[str, ...], list[str]] = {}
     for name in wanted:
-        key = (specs[name].source, specs[name].text_encoder, specs[name].tokenizer, specs[name].embeddings)
-        encoders.setdefault(key, []).append(name)
+        encoders.setdefault(specs[name].reader, []).append(name)
     tables = {}
     for names in encoders.values():
         every = list(dict.fromkeys(one for name in names for one in wanted[name]))

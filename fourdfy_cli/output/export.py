@@ -15,7 +15,7 @@ from fourdfy_cli.errors import USAGE, FourdfyError
 from fourdfy_cli.output import gltf, usd
 from fourdfy_cli.output.extras import require
 from fourdfy_cli.output.mesh import Mesh
-from fourdfy_cli.output.sequence import Choice, Counted, meshes, one_topology
+from fourdfy_cli.output.sequence import Counted, MeshOptions, meshes, one_topology
 from fourdfy_cli.output.splats import splats, write_ply
 from fourdfy_cli.output.textfile import typed
 from fourdfy_cli.scene.scene import Scene
@@ -26,7 +26,7 @@ WITH_SPLATS = (".glb", ".ply")
 
 
 @dataclass(frozen=True)
-class Told:
+class Metadata:
     """What a file says about itself: where it is from, and whether the end of time leads into the beginning."""
 
     origin: dict[str, Any]
@@ -47,34 +47,34 @@ def place(path: Path, frames: int) -> Path:
     return path.with_suffix("") if path.suffix in (".ply", ".obj") and frames > 1 else path
 
 
-def export(scene: Scene, path: Path, choice: Choice, told: Told, counted: Counted) -> dict[str, Any]:
+def export(scene: Scene, path: Path, choice: MeshOptions, metadata: Metadata, counted: Counted) -> dict[str, Any]:
     """Write the meshes of a scene; what they are like. Raises FourdfyError as `check` and `mesh`, exit 1 where the disk refuses."""
     check(path, False)
     cut = meshes(scene, choice, counted)
-    origin = told.origin | {"threshold": cut[0].threshold}
+    origin = metadata.origin | {"threshold": cut[0].threshold}
     rows = [_row(each, time) for each, time in zip(cut, choice.times, strict=True)]
     if path.suffix == ".glb":
         one = len(cut) > 1 and one_topology(cut)
-        _write(path, gltf.morphing(cut, choice.fps, origin, told.closed) if one else gltf.in_turn(cut, choice.fps, origin))
+        _write(path, gltf.morphing(cut, choice.fps, origin, metadata.closed) if one else gltf.in_turn(cut, choice.fps, origin))
     elif path.suffix in (".usdc", ".usdz"):
         with files.replacing(path) as temporary:
             usd.write_usd(temporary, cut, choice.fps, origin)
     else:
         points = np.concatenate([each.vertices for each in cut])
-        _numbered(path, cut, save_mesh, rows, _about(choice, told, origin, points))
+        _numbered(path, cut, save_mesh, rows, _about(choice, metadata, origin, points))
     return {"threshold": cut[0].threshold, "one_topology": one_topology(cut), "meshes": rows}
 
 
-def export_splats(scene: Scene, path: Path, choice: Choice, told: Told, counted: Counted) -> dict[str, Any]:
+def export_splats(scene: Scene, path: Path, choice: MeshOptions, metadata: Metadata, counted: Counted) -> dict[str, Any]:
     """Write the scene as Gaussians, converted from its field. Raises as `export`."""
     check(path, True)
     clouds = list(counted((splats(scene, time, choice.resolution) for time in choice.times), choice.frames, "splats"))
-    origin = told.origin | {"made": "a radiance field converted to Gaussians, not optimised as such"}
+    origin = metadata.origin | {"made": "a radiance field converted to Gaussians, not optimised as such"}
     rows = [{"time": time, "splats": len(each.centres)} for each, time in zip(clouds, choice.times, strict=True)]
     if path.suffix == ".glb":
         _write(path, gltf.splatted(clouds, choice.fps, origin))
     else:
-        _numbered(path, clouds, write_ply, rows, _about(choice, told, origin, np.concatenate([each.centres for each in clouds])))
+        _numbered(path, clouds, write_ply, rows, _about(choice, metadata, origin, np.concatenate([each.centres for each in clouds])))
     return {"splats": rows}
 
 
@@ -87,10 +87,11 @@ def _write(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def _about(choice: Choice, told: Told, origin: dict[str, Any], points: np.ndarray) -> dict[str, Any]:
+def _about(choice: MeshOptions, metadata: Metadata, origin: dict[str, Any], points: np.ndarray) -> dict[str, Any]:
     """What sequence.json says beside its frames; `box` is the lower and the upper corner."""
     box = [points.min(0).tolist(), points.max(0).tolist()]
-    return {"generator": f"fourdfy {__version__}", "fps": choice.fps, "up": "z", "front": "x", "loops": told.closed, "box": box, **origin}
+    about = {"generator": f"fourdfy {__version__}", "fps": choice.fps, "up": "z", "front": "x", "loops": metadata.closed, "box": box}
+    return about | origin
 
 
 def _numbered(path: Path, shapes: list, save: Callable[[Path, Any], None], rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
@@ -110,12 +111,10 @@ def _numbered(path: Path, shapes: list, save: Callable[[Path, Any], None], rows:
 
 def save_mesh(path: Path, each: Mesh) -> None:
     """A .ply (binary) or .obj file with normals and colours, 8 bits each."""
-    import trimesh
     from trimesh.exchange.obj import export_obj
     from trimesh.exchange.ply import export_ply
 
-    colors = (each.colors * 255).round().astype(np.uint8)
-    body = trimesh.Trimesh(each.vertices, each.faces, vertex_normals=each.normals, vertex_colors=colors, process=False)
+    body = each.trimesh()
     if path.suffix == ".ply":
         path.write_bytes(export_ply(body, vertex_normal=True))
     else:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fourdfy_cli.output.render import Look
+from fourdfy_cli.output.render import RenderedView
 from fourdfy_cli.scene.cameras import Shot
 
 UNIT = 0.001  # nerfstudio's depth_unit_scale_factor
@@ -36,12 +36,12 @@ def focal_length(shot: Shot, k: int) -> float:
     return 0.5 * shot.size[0] / math.tan(float(shot.fovy[k]) / 2)
 
 
-def save(folder: Path, shot: Shot, k: int, look: Look) -> None:
+def save(folder: Path, shot: Shot, k: int, view: RenderedView) -> None:
     """images/0000.png and depth/0000.png of view k."""
     for name in ("images", "depth"):
         (folder / name).mkdir(exist_ok=True)
-    depth = np.where(look.opacity > SOLID, look.distance * axis_share(shot, k) / UNIT, 0).round().clip(0, 65535)
-    Image.fromarray(look.cut_out).save(folder / "images" / f"{k:04}.png")
+    depth = np.where(view.opacity > SOLID, view.distance * axis_share(shot, k) / UNIT, 0).round().clip(0, 65535)
+    Image.fromarray(view.cut_out).save(folder / "images" / f"{k:04}.png")
     Image.fromarray(depth.astype(np.uint16)).save(folder / "depth" / f"{k:04}.png")
 
 

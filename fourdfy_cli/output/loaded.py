@@ -8,19 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fourdfy_cli.config import Recipe
 from fourdfy_cli.errors import USAGE, FourdfyError
+from fourdfy_cli.output import mesh
 from fourdfy_cli.output import render as pictures
 from fourdfy_cli.scene.cameras import Shot, orbit_camera
-from fourdfy_cli.scene.scene import CHUNK, Frames, Scene, render
-
-if TYPE_CHECKING:
-    from fourdfy_cli.output.mesh import Mesh
+from fourdfy_cli.scene.scene import Frames, Scene, render
 
 Numbers = float | Sequence[float] | Tensor
 
@@ -83,12 +81,10 @@ class LoadedScene:
         ground = pictures.backdrop(self.recipe)
         return render(self.model, shot.to(device), float(self.model.blob_std), None if ground is None else ground.to(device))
 
-    def mesh(self, time: float = 0.0, threshold: float | None = None, faces: int | None = None) -> Mesh:
+    def mesh(self, time: float = 0.0, threshold: float | None = None, faces: int | None = None) -> mesh.Mesh:
         """The surface at a time: vertices, faces, normals, colors, threshold (chosen from the scene unless given), at most about `faces`
         triangles. Raises FourdfyError: code 1 if there is nothing at that time, code 3 without the extra [export]."""
-        from fourdfy_cli.output.mesh import mesh
-
-        return mesh(self.model, time, threshold, faces)
+        return mesh.mesh(self.model, time, threshold, faces)
 
     @torch.no_grad()
     def field(self, x: Any, t: Numbers = 0.0) -> tuple[Tensor, Tensor]:
@@ -100,9 +96,7 @@ class LoadedScene:
             raise FourdfyError(f"points are [N 3], not {list(points.shape)}", "", USAGE)
         points, time = _together("points and times", [points, time])
         inside = (points.abs() <= 1).all(-1)
-        pieces = zip(points.clamp(-1, 1).to(like).split(CHUNK), time.to(like).split(CHUNK), strict=True)
-        found = [self.model.field(part, moment, float(like)) for part, moment in pieces]
-        density, rgb = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+        density, rgb = (part.cpu() for part in mesh.field(self.model, points.clamp(-1, 1).to(like), time.to(like)))
         return density * inside, rgb
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,13 @@ class Mesh:
         forth, back = (np.sort(e[:, 0] * (len(self.vertices) + 1) + e[:, 1]) for e in (edges, edges[:, ::-1]))
         return len(forth) > 0 and np.array_equal(forth, back) and bool((np.diff(forth) > 0).all())
 
+    def trimesh(self) -> Any:
+        """The same for trimesh, colours as bytes."""
+        from trimesh import Trimesh
+
+        colors = (self.colors * 255).round().astype(np.uint8)
+        return Trimesh(self.vertices, self.faces, vertex_normals=self.normals, vertex_colors=colors, process=False)
+
 
 def mesh(scene: Scene, time: float, threshold: float | None = None, faces: int | None = None, resolution: int = RESOLUTION) -> Mesh:
     """The surface of a scene at a time in [0,1], of at most about `faces` triangles; the threshold is `automatic` unless given.
@@ -74,9 +82,10 @@ def densities(scene: Scene, time: float, resolution: int = RESOLUTION) -> np.nda
     return volume.numpy()
 
 
-def field(scene: Scene, x: Tensor, time: float) -> tuple[Tensor, Tensor]:
-    """Density [N] and colour [N 3] at points [N 3] of the world and a time."""
-    parts = [scene.field(part, torch.full_like(part[:, 0], time), float(scene.blob_std)) for part in x.split(CHUNK)]
+def field(scene: Scene, x: Tensor, time: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Density [N] and colour [N 3] at points [N 3] of the world and a time, or one for each point."""
+    times = torch.as_tensor(time, dtype=x.dtype, device=x.device).expand(len(x))
+    parts = [scene.field(part, t, float(scene.blob_std)) for part, t in zip(x.split(CHUNK), times.split(CHUNK), strict=True)]
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))  # pyright: ignore[reportReturnType]
 
 

@@ -41,7 +41,7 @@ class Film:
 
 
 @dataclass(frozen=True)
-class Wish:
+class PathOptions:
     """What may be asked of a path: pixels a side (of a wide one, its height), frames a second, the moment that a turntable stands still at,
     and whether the end of time leads into its beginning (else it goes there and back)."""
 
@@ -51,29 +51,29 @@ class Wish:
     closed: bool = True
 
 
-def film(wanted: str, recipe: config.Recipe, wish: Wish = Wish()) -> Film:  # noqa: B008
+def film(name: str, recipe: config.Recipe, wanted: PathOptions = PathOptions()) -> Film:  # noqa: B008
     """The path of that name or in that file. fixed: the orbit's times seen from its first camera; turntable: its cameras at one moment.
 
     Raises FourdfyError (exit 2) for a name that is none and a file that does not hold a path.
     """
-    if wanted.endswith(".json"):
-        return read(Path(wanted), wish)
-    if wanted == "mav3d":
-        return Film(wanted, mav3d(wish.size or 256), wish.fps or 15)
-    if wanted not in NAMES:
-        raise FourdfyError(f"there is no path {wanted!r}", f"one of {', '.join(NAMES)} or a FILE.json: --path mav3d", USAGE)
-    fps = wish.fps or 16
+    if name.endswith(".json"):
+        return read(Path(name), wanted)
+    if name == "mav3d":
+        return Film(name, mav3d(wanted.size or 256), wanted.fps or 15)
+    if name not in NAMES:
+        raise FourdfyError(f"there is no path {name!r}", f"one of {', '.join(NAMES)} or a FILE.json: --path mav3d", USAGE)
+    fps = wanted.fps or 16
     frames = max(1, round(SECONDS * fps))
-    orbit = replace(render.orbit_of(recipe, wish.size, frames), closed=wish.closed)
+    orbit = replace(render.orbit_of(recipe, wanted.size, frames), closed=wanted.closed)
     shot = orbit.shot()
-    if wanted == "fixed":
+    if name == "fixed":
         shot = render.shot(torch.zeros(frames), orbit.times(), orbit)
-    elif wanted == "turntable":
-        shot = replace(shot, time=torch.full_like(shot.time, wish.time))
-    return Film(wanted, shot, fps)
+    elif name == "turntable":
+        shot = replace(shot, time=torch.full_like(shot.time, wanted.time))
+    return Film(name, shot, fps)
 
 
-def read(path: Path, wish: Wish = Wish()) -> Film:  # noqa: B008
+def read(path: Path, wanted: PathOptions = PathOptions()) -> Film:  # noqa: B008
     """A path from a file, ours or nerfstudio's; raises FourdfyError (exit 2) that says what is wrong in it."""
     told = read_object(path)
     theirs = "camera_path" in told
@@ -83,8 +83,8 @@ def read(path: Path, wish: Wish = Wish()) -> Film:  # noqa: B008
         raise _wrong(path, f'"{key}" must be a list of objects, at least one')
     if len(frames) > limits.FRAMES:
         raise _wrong(path, f"{len(frames)} frames are more than {limits.FRAMES}")
-    fps = wish.fps or _number(path, "fps", told.pop("fps", 15), RATES)
-    shot = _theirs(path, told, frames, wish.size) if theirs else _ours(path, told, frames, wish.size)
+    fps = wanted.fps or _number(path, "fps", told.pop("fps", 15), RATES)
+    shot = _theirs(path, told, frames, wanted.size) if theirs else _ours(path, told, frames, wanted.size)
     limits.check_film(path, shot.size[1], shot.size[0], len(frames), _look(path))
     return Film(path.stem, shot, fps)
 

@@ -35,7 +35,7 @@ MOMENTS = 16  # of a cycle, looked at to see whether it is closed
 LEAP = 1.5  # what a closed cycle's last change may be over the largest of its others
 
 
-class Look(NamedTuple):
+class RenderedView(NamedTuple):
     """A view of a scene: the picture [H W 3], the same without its background, with alpha [H W 4] (not multiplied by it), the mean distance
     from the camera of what is seen, along the ray, world units [H W] (0 where nothing is), and opacity [H W]."""
 
@@ -91,7 +91,7 @@ def backdrop(recipe: config.Recipe) -> Float[Tensor, " 3"] | None:
 
 
 @torch.no_grad()
-def looks(scene: Scene, recipe: config.Recipe, shot: Shot) -> Iterator[Look]:
+def rendered_views(scene: Scene, recipe: config.Recipe, shot: Shot) -> Iterator[RenderedView]:
     """Each view of a shot in turn."""
     plain = backdrop(recipe)
     black = torch.zeros_like(scene.blob_std).expand(3)
@@ -102,12 +102,12 @@ def looks(scene: Scene, recipe: config.Recipe, shot: Shot) -> Iterator[Look]:
         behind = scene.background_net(camera_rays(scene, view).direction).view_as(frame.rgb) if plain is None else plain.to(black)
         cut_out = torch.cat([frame.rgb / frame.opacity.clamp_min(1e-6)[..., None], frame.opacity[..., None]], -1)
         distance = torch.where(frame.opacity > 0, frame.depth / frame.opacity.clamp_min(1e-6), 0)
-        yield Look(to_uint8(frame.rgb + clear * behind), to_uint8(cut_out), distance.cpu().numpy(), frame.opacity.cpu().numpy())
+        yield RenderedView(to_uint8(frame.rgb + clear * behind), to_uint8(cut_out), distance.cpu().numpy(), frame.opacity.cpu().numpy())
 
 
 def views(scene: Scene, recipe: config.Recipe, shot: Shot) -> Iterator[Picture]:
     """The picture of each view in turn."""
-    return (look.picture for look in looks(scene, recipe, shot))
+    return (view.picture for view in rendered_views(scene, recipe, shot))
 
 
 def to_uint8(rgb: Float[Tensor, "H W C"]) -> Picture:

@@ -19,7 +19,7 @@ SEEN = 4  # moments at most that the threshold is chosen from
 
 
 @dataclass(frozen=True)
-class Choice:
+class MeshOptions:
     """How to cut: how many moments, at how many frames a second they play, faces of each at most, the threshold (None: automatic), points
     of the grid along an axis."""
 
@@ -34,7 +34,7 @@ class Choice:
         return [k / self.frames for k in range(self.frames)]
 
 
-def level(scene: Scene, choice: Choice, counted: Counted) -> float:
+def level(scene: Scene, choice: MeshOptions, counted: Counted) -> float:
     """The threshold for all moments."""
     if choice.threshold is not None:
         return choice.threshold
@@ -42,7 +42,7 @@ def level(scene: Scene, choice: Choice, counted: Counted) -> float:
     return automatic(densities(scene, time, choice.resolution) for time in counted(times, len(times), "threshold"))
 
 
-def meshes(scene: Scene, choice: Choice, counted: Counted) -> list[Mesh]:
+def meshes(scene: Scene, choice: MeshOptions, counted: Counted) -> list[Mesh]:
     """A mesh for each moment; of a deformation field all have the first one's faces and colours. Raises as `mesh`."""
     threshold = level(scene, choice, counted)
     if isinstance(scene.field, Deformed):

@@ -61,7 +61,7 @@ def place(name: str, distance: float) -> tuple[float, float, float]:
 
 
 @dataclass
-class Fluid:
+class AdaptiveResolution:
     """Heights of pictures, multiples of STEP, such that one takes about so many seconds; learnt from how long the last ones took."""
 
     largest: int = 512

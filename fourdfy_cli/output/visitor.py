@@ -21,7 +21,7 @@ from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.output import render as pictures
 from fourdfy_cli.output.colours import depth_picture, over_black
 from fourdfy_cli.output.loaded import LoadedScene
-from fourdfy_cli.output.viewpoint import PRESETS, Fluid, View, c2w_of, path_file, place
+from fourdfy_cli.output.viewpoint import PRESETS, AdaptiveResolution, View, c2w_of, path_file, place
 
 MODES = ("colour", "depth", "opacity")
 OVERLAYS = ("off", "wireframe", "surface")
@@ -59,7 +59,7 @@ class Visitor:
 
     def __init__(self, client: Any, source: Source, largest: int, times: deque[float]):
         self.client, self.source, self.times = client, source, times
-        self.fluid = Fluid(largest=largest)
+        self.resolution = AdaptiveResolution(largest=largest)
         self.changed, self.gone = threading.Event(), threading.Event()
         self.version, self.overlaid, self.files = -1, ("off", 0.0), 0
         self.moments: deque[tuple[float, View]] | None = None
@@ -110,8 +110,8 @@ class Visitor:
         """Draw what is due, or wait; the height of what is seen then."""
         if self.changed.is_set() or self.version != self.source.version:
             self.changed.clear()
-            return self._draw(self.fluid.height(self.client.camera.aspect, MOVING))
-        best = self.fluid.height(self.client.camera.aspect, STILL)
+            return self._draw(self.resolution.height(self.client.camera.aspect, MOVING))
+        best = self.resolution.height(self.client.camera.aspect, STILL)
         if 1.25 * height < best and not self.play.value:
             return self._draw(min(2 * height, best))
         self._lay_over()
@@ -130,7 +130,7 @@ class Visitor:
             self.moments.append((time.monotonic(), view))
         picture, seconds = self._picture(view, height)
         self.times.append(seconds)
-        self.fluid.learn(picture.shape[0] * picture.shape[1], seconds)
+        self.resolution.learn(picture.shape[0] * picture.shape[1], seconds)
         self.client.scene.set_background_image(picture, format="jpeg", jpeg_quality=90)
         self.told.value = f"{picture.shape[1]} x {height}, {1000 * seconds:.0f} ms"
         return height
@@ -163,11 +163,7 @@ class Visitor:
         if style == "wireframe":
             self.client.scene.add_mesh_simple("/mesh", found.vertices, found.faces, color=(60, 160, 255), wireframe=True)
         else:
-            import trimesh
-
-            colours = (255 * found.colors).astype(np.uint8)
-            solid = trimesh.Trimesh(found.vertices, found.faces, vertex_normals=found.normals, vertex_colors=colours, process=False)
-            self.client.scene.add_mesh_trimesh("/mesh", solid)
+            self.client.scene.add_mesh_trimesh("/mesh", found.trimesh())
 
     def _go(self, name: str) -> None:
         """The camera to one of the presets."""
@@ -178,7 +174,7 @@ class Visitor:
 
     def _screenshot(self) -> None:
         """What is seen, as sharp as it gets, as a PNG for the browser to keep."""
-        picture, _ = self._picture(self.view(), self.fluid.largest)
+        picture, _ = self._picture(self.view(), self.resolution.largest)
         file = io.BytesIO()
         Image.fromarray(picture).save(file, "PNG")
         self._hand_over("png", file.getvalue())

@@ -10,7 +10,7 @@ from fourdfy_cli.config import Recipe, override
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.presets import preset as named
 from fourdfy_cli.run.choice import check_prompt, device_for, fitting_preset
-from fourdfy_cli.run.progress import Events, Told
+from fourdfy_cli.run.progress import Events, PrintedEvents
 from fourdfy_cli.run.result import RunResult
 from fourdfy_cli.run.train import run
 from fourdfy_cli.store.migrate import renamed
@@ -29,16 +29,16 @@ def generate(
 ) -> RunResult:
     """All three stages for a prompt, then a video; the same call again goes on where an earlier one stopped.
 
-    `preset` is "paper", "official", "fast" or "nano" (the one that fits this machine unless given) or a whole recipe; `settings` change it
-    by dotted key, as {"stage3.steps": 500}. The run gets a folder in `out`. `device` is "cpu", "cuda" or "cuda:1", or a Machine with its
-    memory and backend. `events` hears of every step; a line is printed every ten seconds unless given.
+    `preset` is the name of one in presets.py ("paper" or "nano", whichever fits this machine, unless given) or a whole recipe; `settings`
+    change it by dotted key, as {"stage3.steps": 500}. The run gets a folder in `out`. `device` is "cpu", "cuda" or "cuda:1", or a Machine
+    with its memory and backend. `events` hears of every step; a line is printed every ten seconds unless given.
 
     Raises FourdfyError: a preset, setting or prompt that is none (code 2), and as `run.train.run`.
     """
     recipe = chosen(preset, settings or {})
     check_prompt(prompt, recipe.models.set)
     machine = device if isinstance(device, Machine) else Machine(device_for(recipe, device))
-    return run(prompt, recipe, Path(out).expanduser(), seed, STAGES, None, machine, events or Told())
+    return run(prompt, recipe, Path(out).expanduser(), seed, STAGES, None, machine, events or PrintedEvents())
 
 
 def chosen(preset: str | Recipe | None, settings: Mapping[str, Any]) -> Recipe:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,9 +16,9 @@ from fourdfy_cli.memory import Machine
 from fourdfy_cli.run import train
 from fourdfy_cli.run.progress import Events
 from fourdfy_cli.run.signals import StopSignals
-from fourdfy_cli.run.state import told
+from fourdfy_cli.run.state import read_about
 from fourdfy_cli.run.train import RunResult
-from fourdfy_cli.store.folder import make_writable, read_json, run_folder
+from fourdfy_cli.store.folder import make_writable, metrics_lines, metrics_row, read_json, run_folder
 from fourdfy_cli.store.lock import NAME as LOCK
 
 ANOTHER = "another folder for these prompts and settings: --out outputs-2"
@@ -51,7 +50,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Ended:
+class JobResult:
     """How a job ended: its number, the exit code that it alone would have ended with, message and hint if it failed, and what it told."""
 
     number: int
@@ -62,7 +61,7 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Standing:
+class SceneStatus:
     """Where a scene stands: "waiting", "running", "done", "failed" or "stopped"; seconds left, None where that is not known yet."""
 
     state: str = "waiting"
@@ -72,7 +71,6 @@ class Standing:
     eta: float | None = None
 
 
-@runtime_checkable
 @runtime_checkable
 class Work(Protocol):
     """What an engine does: a Job, or whatever else can be begun again at any time. Machines of a cluster share its folder `out`."""
@@ -95,24 +93,24 @@ class Engine(Protocol):
     """Where jobs are computed. `run` yields each as it ends, calls `tick` in between, and takes `signals.raised` for the end: what runs is
     saved, and the rest is not begun."""
 
-    def run(self, jobs: Mapping[int, Work], tick: Callable[[], None], signals: StopSignals) -> Iterator[Ended]: ...
+    def run(self, jobs: Mapping[int, Work], tick: Callable[[], None], signals: StopSignals) -> Iterator[JobResult]: ...
 
 
 @runtime_checkable
 class Watcher(Protocol):
     """Whoever looks at a batch."""
 
-    def scenes(self, rows: list[tuple[Job, Standing]]) -> None: ...
+    def scenes(self, rows: list[tuple[Job, SceneStatus]]) -> None: ...
     def note(self, text: str) -> None: ...
 
 
 @dataclass
-class Board:
+class BatchProgress:
     """Where all scenes of a batch stand."""
 
     jobs: list[Job]
     watcher: Watcher
-    rows: list[Standing] = field(default_factory=list)
+    rows: list[SceneStatus] = field(default_factory=list)
     last: float = 0.0
 
     def look(self) -> None:
@@ -126,10 +124,10 @@ class Board:
                 self.rows[k] = running(self.jobs[k])
         self.show()
 
-    def end(self, ended: Ended) -> None:
+    def end(self, ended: JobResult) -> None:
         job, row = self.jobs[ended.number], self.rows[ended.number]
         state = "done" if ended.code == OK else "stopped" if ended.code in STOPPED else "failed"
-        self.rows[ended.number] = Standing(state, row.stage, row.step, row.steps)
+        self.rows[ended.number] = SceneStatus(state, row.stage, row.step, row.steps)
         for text in (*ended.notes, *([f"{state}: {ended.message}"] if ended.code else [])):
             self.watcher.note(f"{job.folder.name}: {text}")
         self.show()
@@ -145,13 +143,13 @@ def check(jobs: Iterable[Job]) -> None:
         other = owners.setdefault(job.folder, job)
         if other is not job:
             raise FourdfyError(f"{other.prompt!r} and {job.prompt!r} have one folder, {job.folder}", ANOTHER, USAGE)
-        if theirs := held(job.folder, job.prompt, job.recipe):
+        if theirs := conflict(job.folder, job.prompt, job.recipe):
             raise FourdfyError(f"{job.folder} holds {theirs}, not what is asked for", ANOTHER, USAGE)
 
 
-def held(folder: Path, prompt: str, recipe: Recipe) -> str | None:
+def conflict(folder: Path, prompt: str, recipe: Recipe) -> str | None:
     """What a folder holds that does not go with a prompt and a recipe; None where a run may start or go on."""
-    about = told(folder / "run.json")
+    about = read_about(folder / "run.json")
     if about is None:
         return None
     if about["prompt"] != prompt:
@@ -165,7 +163,7 @@ def finished(job: Job) -> bool:
     return about.get("status") == "done" and all((job.folder / name).exists() for name in ("stage3.pt", "orbit.mp4"))
 
 
-def run(jobs: list[Job], engine: Engine, watcher: Watcher) -> list[Ended]:
+def run(jobs: list[Job], engine: Engine, watcher: Watcher) -> list[JobResult]:
     """Make what is not there yet: how each job ended, in order. Models are fetched before the first.
 
     A job that fails is listed, and the others go on. Raises FourdfyError: exit 2 as `check`, 3 for models that cannot be had or an engine
@@ -173,9 +171,9 @@ def run(jobs: list[Job], engine: Engine, watcher: Watcher) -> list[Ended]:
     """
     check(jobs)
     left = {k: job for k, job in enumerate(jobs) if not finished(job)}
-    board = Board(jobs, watcher, [Standing("waiting" if k in left else "done") for k in range(len(jobs))])
+    board = BatchProgress(jobs, watcher, [SceneStatus("waiting" if k in left else "done") for k in range(len(jobs))])
     board.show()
-    found = {k: Ended(k) for k in range(len(jobs)) if k not in left}
+    found = {k: JobResult(k) for k in range(len(jobs)) if k not in left}
     for out in dict.fromkeys(job.out for job in left.values()):
         make_writable(out)
     fetch(job.recipe for job in left.values())
@@ -204,13 +202,12 @@ def fetch(recipes: Iterable[Recipe]) -> None:
     """Have every model on this machine, each once. Raises FourdfyError (exit 2, 3) as `sets.specs`."""
     wanted = {}
     for recipe in dict.fromkeys(recipes):
-        branches = dict.fromkeys(branch for number in (1, 2, 3) for branch in recipe.stage(number).chances())
-        wanted[recipe.models, sets.roles(branches, recipe.vsd)] = None
+        wanted[recipe.models, sets.roles(sets.drawn(recipe), recipe.vsd)] = None
     for models, roles in wanted:
         sets.specs(models, roles)
 
 
-def running(job: Job) -> Standing:
+def running(job: Job) -> SceneStatus:
     """Where a run that is at work stands, and its pace, from the end of its metrics."""
     rows = list(_tail(job.folder / "metrics.jsonl"))
     stage, step = (rows[-1]["stage"], rows[-1]["step"] + 1) if rows else (1, 0)
@@ -218,27 +215,18 @@ def running(job: Job) -> Standing:
     same = [row for row in rows if row["stage"] == stage]
     seconds = same[-1]["seconds"] - same[0]["seconds"] if len(same) > 1 else 0
     left = steps - step + sum(job.recipe.stage(s).steps for s in (1, 2, 3) if s > stage)
-    return Standing("running", stage, step, steps, left * seconds / (len(same) - 1) if seconds > 0 else None)
+    return SceneStatus("running", stage, step, steps, left * seconds / (len(same) - 1) if seconds > 0 else None)
 
 
 def _tail(path: Path) -> Iterator[dict[str, Any]]:
     """The last whole lines of a metrics.jsonl; none where it is not there yet."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
-            lines = file.read().split(b"\n")[:-1]
-    except OSError:
-        return
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:  # the first one, cut
-            continue
-        if isinstance(row, dict) and {"stage", "step", "seconds"} <= set(row):
-            yield row
+    with contextlib.suppress(FourdfyError):
+        for row in filter(None, map(metrics_row, metrics_lines(path, TAIL))):
+            if row["stage"] in (1, 2, 3) and isinstance(row.get("seconds"), (int, float)):
+                yield row
 
 
-def summary(jobs: list[Job], ended: list[Ended]) -> dict[str, Any]:
+def summary(jobs: list[Job], ended: list[JobResult]) -> dict[str, Any]:
     """What a batch came to: counts, the folders, and each failure with its code, message and hint."""
     failures = [
         {"prompt": jobs[one.number].prompt, "seed": jobs[one.number].seed, "run_dir": jobs[one.number].folder}

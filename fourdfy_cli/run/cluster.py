@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from fourdfy_cli.errors import ENVIRONMENT, FAILURE, INTERRUPTED, MEMORY, FourdfyError, typed
 from fourdfy_cli.memory import Machine
-from fourdfy_cli.run.batch import GAP, Ended, Work
+from fourdfy_cli.run.batch import GAP, JobResult, Work
 from fourdfy_cli.run.engines import DEATHS, died, make
 from fourdfy_cli.run.processors import allowed
 from fourdfy_cli.run.signals import CODES, StopSignals
@@ -38,7 +38,7 @@ class Ray:
         gpu = self.machine.device != "cpu"
         return {"CPU": self.processors, **({"GPU": 1} if gpu else {"memory": self.memory})}
 
-    def run(self, jobs: Mapping[int, Work], tick: Callable[[], None], signals: StopSignals) -> Iterator[Ended]:
+    def run(self, jobs: Mapping[int, Work], tick: Callable[[], None], signals: StopSignals) -> Iterator[JobResult]:
         with contextlib.redirect_stdout(cast(Any, OwnThread(sys.stdout))), connected(self.address) as ray:
             self.check(ray)
             wants = self.wants()
@@ -106,7 +106,9 @@ def absolute(job: Work) -> Work:
     return replace(cast(Any, job), out=job.out.absolute(), start=job.start and job.start.absolute())
 
 
-def waited(ray: Any, tasks: dict[Any, int], jobs: Mapping[int, Work], tick: Callable[[], None], signals: StopSignals) -> Iterator[Ended]:
+def waited(
+    ray: Any, tasks: dict[Any, int], jobs: Mapping[int, Work], tick: Callable[[], None], signals: StopSignals
+) -> Iterator[JobResult]:
     """Each task's result as it ends; when a signal comes, all are told to save and leave."""
     told = False
     while tasks:
@@ -121,27 +123,27 @@ def waited(ray: Any, tasks: dict[Any, int], jobs: Mapping[int, Work], tick: Call
                 ray.cancel(task)
 
 
-def result(ray: Any, task: Any, number: int, job: Work) -> Ended:
+def result(ray: Any, task: Any, number: int, job: Work) -> JobResult:
     try:
         return ray.get(task)
     except ray.exceptions.TaskCancelledError:
-        return Ended(number, INTERRUPTED, "stopped; what was saved is kept", "type the same command again to go on")
+        return JobResult(number, INTERRUPTED, "stopped; what was saved is kept", "type the same command again to go on")
     except ray.exceptions.OutOfMemoryError:
-        return Ended(number, MEMORY, "Ray ended it: its machine ran out of memory", "how much is free: ray status")
+        return JobResult(number, MEMORY, "Ray ended it: its machine ran out of memory", "how much is free: ray status")
     except ray.exceptions.WorkerCrashedError as error:
         return died(number, job, str(error).splitlines()[0])
     except ray.exceptions.RayError as error:
         line = str(error).strip().splitlines()[-1]
-        return Ended(number, FAILURE, line, typed("fourdfy", "generate", job.prompt, "--seed", job.seed, "--out", job.out))
+        return JobResult(number, FAILURE, line, typed("fourdfy", "generate", job.prompt, "--seed", job.seed, "--out", job.out))
 
 
-def on_cluster(number: int, job: Work, machine: Machine, threads: int) -> Ended:
+def on_cluster(number: int, job: Work, machine: Machine, threads: int) -> JobResult:
     """The task: `make`, on a machine that must see the folder; a lock that a machine left behind which died is waited for."""
     import torch
 
     if not job.out.is_dir():
         message = f"{job.out} is not on {socket.gethostname()}: a batch on Ray wants a folder that all machines share"
-        return Ended(number, ENVIRONMENT, message, "fourdfy batch PROMPTS.txt --engine ray --out /SHARED/FOLDER")
+        return JobResult(number, ENVIRONMENT, message, "fourdfy batch PROMPTS.txt --engine ray --out /SHARED/FOLDER")
     torch.set_num_threads(threads)
     until = time.monotonic() + STALE
     while (other := holder(job.folder)) and other.get("host") != socket.gethostname() and time.monotonic() < until:

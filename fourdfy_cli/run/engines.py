@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fourdfy_cli.errors import FAILURE, INTERRUPTED, MEMORY, STOPPED, FourdfyError, typed
 from fourdfy_cli.memory import Machine
-from fourdfy_cli.run.batch import GAP, Ended, Work
+from fourdfy_cli.run.batch import GAP, JobResult, Work
 from fourdfy_cli.run.progress import StepInfo
 from fourdfy_cli.run.signals import StopSignals
 
@@ -48,7 +48,7 @@ class Quiet:
         self.tick()
 
 
-def make(number: int, job: Work, machine: Machine, tick: Callable[[], None] = none) -> Ended:
+def make(number: int, job: Work, machine: Machine, tick: Callable[[], None] = none) -> JobResult:
     """Run one job to its end; what a user can mend is told by the result, as the command line would have told it."""
     events, error = Quiet(tick), None
     try:
@@ -61,16 +61,17 @@ def make(number: int, job: Work, machine: Machine, tick: Callable[[], None] = no
         error = FourdfyError("out of memory", "how much is free: free -m", MEMORY)
     except OSError as failure:
         error = FourdfyError(f"{failure.filename or job.folder}: {failure.strerror or failure}", typed("df", "-h", job.out), FAILURE)
-    return Ended(number, error.code, error.message, error.hint, tuple(events.notes)) if error else Ended(number, notes=tuple(events.notes))
+    notes = tuple(events.notes)
+    return JobResult(number, error.code, error.message, error.hint, notes) if error else JobResult(number, notes=notes)
 
 
 @dataclass(frozen=True)
-class Here:
+class InProcess:
     """One after another, in this process."""
 
     machine: Machine
 
-    def run(self, jobs: Mapping[int, Work], tick: Callable[[], None], signals: StopSignals) -> Iterator[Ended]:
+    def run(self, jobs: Mapping[int, Work], tick: Callable[[], None], signals: StopSignals) -> Iterator[JobResult]:
         for number, job in jobs.items():
             if signals.raised is not None:
                 return
@@ -86,15 +87,15 @@ class Processes:
 
     machines: tuple[Machine, ...]
 
-    def run(self, jobs: Mapping[int, Work], tick: Callable[[], None], signals: StopSignals) -> Iterator[Ended]:
+    def run(self, jobs: Mapping[int, Work], tick: Callable[[], None], signals: StopSignals) -> Iterator[JobResult]:
         free, waiting, working, deaths = list(self.machines), list(jobs), [], dict.fromkeys(jobs, 0)
         while working or (waiting and signals.raised is None):
             while free and waiting and signals.raised is None:
                 number = waiting.pop(0)
                 working.append(Worker(number, jobs[number], free.pop(0)))
-            ready = connection.wait([worker.process.sentinel for worker in working], GAP)
+            ready = connection.wait([worker.receiver for worker in working], GAP)  # what it told, or its end
             tick()
-            for worker in [worker for worker in working if worker.process.sentinel in ready]:
+            for worker in [worker for worker in working if worker.receiver in ready]:
                 working.remove(worker)
                 free.append(worker.machine)
                 ended, deaths[worker.number] = worker.ended(), deaths[worker.number] + 1
@@ -124,13 +125,14 @@ class Worker:
             self.process.terminate()
         self.told = True
 
-    def ended(self) -> Ended | None:
+    def ended(self) -> JobResult | None:
         """What it told before it ended; None if it died."""
-        self.process.join()
         try:
-            return self.receiver.recv() if self.receiver.poll() else None
+            return self.receiver.recv()
         except EOFError:
             return None
+        finally:
+            self.process.join()
 
 
 def _work(sender: connection.Connection, number: int, job: Work, machine: Machine) -> None:
@@ -138,6 +140,6 @@ def _work(sender: connection.Connection, number: int, job: Work, machine: Machin
     sender.send(make(number, job, machine))
 
 
-def died(number: int, job: Work, why: str = "") -> Ended:
+def died(number: int, job: Work, why: str = "") -> JobResult:
     message = f"its process died {DEATHS + 1} times{why and f', the last time: {why}'}"
-    return Ended(number, FAILURE, message, typed("fourdfy", "generate", job.prompt, "--seed", job.seed, "--out", job.out))
+    return JobResult(number, FAILURE, message, typed("fourdfy", "generate", job.prompt, "--seed", job.seed, "--out", job.out))

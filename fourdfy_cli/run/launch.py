@@ -15,6 +15,7 @@ from fourdfy_cli.errors import FAILURE, FourdfyError
 from fourdfy_cli.run.processors import allowed
 from fourdfy_cli.run.signals import CODES
 
+MODES = ("frames", "views")  # what the processes of a run share, see run/ranks.py
 PATIENCE, GRACE = 10.0, 60.0  # seconds until the others are told that one has failed, and then until they are killed
 
 Processes = list[subprocess.Popen[bytes]]
@@ -23,6 +24,11 @@ Processes = list[subprocess.Popen[bytes]]
 def is_rank() -> bool:
     """Whether this process is one of several already, by what `torchrun` or `launch` put in the environment."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one of its run that talks."""
+    return not is_rank() or os.environ["RANK"] == "0"
 
 
 def launch(args: list[str], count: int, again: str) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fourdfy_cli.config import Recipe
+from fourdfy_cli.diffusion import sets
 from fourdfy_cli.output.curves import palette
 from fourdfy_cli.output.loaded import LoadedScene
 from fourdfy_cli.output.viewer import Viewer, distance_of
@@ -106,7 +107,7 @@ class Panel:
         with gui.add_folder("Run"):
             self.told = gui.add_text("at", "starting", disabled=True)
             self.pause = gui.add_checkbox("pause", False)
-            self.names = sorted({branch for number in (1, 2, 3) for branch in live.recipe.stage(number).chances()})
+            self.names = sorted(sets.drawn(live.recipe))
             scales: Any = {"x": {"time": False}, "y": {"distr": LOGARITHMIC}}
             self.chart = gui.add_uplot(self._data(), self._series(), scales=scales, title="loss", aspect=1.4)
         self.pause.on_update(lambda _: self._pause())

@@ -44,7 +44,7 @@ def downloads(recipe: Recipe, stages: Iterable[int]) -> list[dict[str, Any]]:
     """
     from fourdfy_cli.diffusion import sets
 
-    branches = dict.fromkeys(branch for number in stages for branch in recipe.stage(number).chances())
+    branches = sets.drawn(recipe, stages)
     return [_download(recipe.models, role) for role in (*sets.roles(branches, recipe.vsd), *sets.small(recipe, branches))]
 
 

@@ -49,7 +49,7 @@ class Onlooker(Protocol):
     def between(self, current: Run, waiting: Callable[[], bool]) -> None: ...
 
 
-class Told:
+class PrintedEvents:
     """Events as lines of plain text, one every `every` seconds at most and one for every stage, for whoever calls from Python."""
 
     def __init__(self, every: float = 10.0):

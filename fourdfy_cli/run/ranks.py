@@ -23,7 +23,6 @@ from fourdfy_cli.errors import FAILURE, TERMINATED, FourdfyError
 from fourdfy_cli.guidance.base import Guidance
 from fourdfy_cli.memory import WHOLE, Machine, Share
 
-MODES = ("frames", "views")
 TIMEOUT = timedelta(minutes=30)  # a rank waits while the first one saves or renders a preview
 REASON = "why a rank failed"  # a key of the store that the ranks share
 

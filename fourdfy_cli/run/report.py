@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -18,15 +19,15 @@ from fourdfy_cli.output.page import Page, html
 from fourdfy_cli.output.textfile import typed
 from fourdfy_cli.run import plan
 from fourdfy_cli.run.runs import row
+from fourdfy_cli.run.state import read_about
 from fourdfy_cli.store.files import replacing
-from fourdfy_cli.store.folder import read_json
-from fourdfy_cli.store.migrate import migrated
+from fourdfy_cli.store.folder import metrics_lines, metrics_row, read_json
 
 ABOUT_A_STEP = {"stage", "step", "branch", "skipped", "rung", "seconds"}  # keys of metrics.jsonl that are no measured quantity
-TRUTH = ("iou", "psnr", "depth_error", "motion_ratio", "object_ok", "colour_ok", "fronts", "front_runs")
+TRUTH = ("iou", "psnr", "depth_error", "motion_ratio", "object_ok", "colour_ok", "fronts", "front_runs", "chamfer", "volume_iou")
 
 
-class Told(NamedTuple):
+class LoggedStep(NamedTuple):
     """One line of metrics.jsonl: its place among all steps of the run, and the seconds since the line before (nan: not known)."""
 
     at: int
@@ -86,10 +87,8 @@ def gather(run: Path) -> tuple[Page, int]:
 
 def recipe_of(run: Path) -> tuple[Recipe, dict[str, Any]]:
     """The recipe and what run.json says; from a checkpoint where that is lost."""
-    about = read_json(run / "run.json") or {}
-    if isinstance(about.get("prompt"), str) and isinstance(about.get("recipe"), dict) and about.get("format", 1) in (1, 2):
-        about = migrated(about, about.get("format", 1))
-    else:
+    about = read_about(run / "run.json")
+    if about is None:
         from fourdfy_cli.output.render import locate
         from fourdfy_cli.store.checkpoint import load
 
@@ -97,7 +96,7 @@ def recipe_of(run: Path) -> tuple[Recipe, dict[str, Any]]:
     return from_dict(about["recipe"]), about
 
 
-def facts(run: Path, about: dict[str, Any], recipe: Recipe, told: list[Told]) -> dict[str, Any]:
+def facts(run: Path, about: dict[str, Any], recipe: Recipe, told: list[LoggedStep]) -> dict[str, Any]:
     """The head of the page."""
     one = row(run)
     versions = about.get("versions")
@@ -113,32 +112,26 @@ def facts(run: Path, about: dict[str, Any], recipe: Recipe, told: list[Told]) ->
     }
 
 
-def steps(path: Path, recipe: Recipe) -> Iterator[Told]:
+def steps(path: Path, recipe: Recipe) -> Iterator[LoggedStep]:
     """The lines of metrics.jsonl that can be read."""
     before = math.nan, 0
     offsets = {number: sum(recipe.stage(k).steps for k in range(1, number)) for number in (1, 2, 3)}
-    for line in _lines(path):
+    lines: list[bytes] = []
+    with contextlib.suppress(FourdfyError):
+        lines = metrics_lines(path)
+    for told in filter(None, map(metrics_row, lines)):
         try:
-            told = json.loads(line)
-            stage, elapsed = int(told["stage"]), float(told["seconds"])
-            at, branch = offsets[stage] + int(told["step"]), str(told["branch"])
+            stage, elapsed = told["stage"], float(told["seconds"])
+            at, branch = offsets[stage] + told["step"], str(told["branch"])
             values = {str(name): float(value) for name, value in told.items() if name not in ABOUT_A_STEP and value is not None}
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             continue
         same = before[1] == stage and elapsed >= before[0]  # the clock of a stage starts again when the run does
-        yield Told(at, stage, branch, elapsed - before[0] if same else math.nan, values)
+        yield LoggedStep(at, stage, branch, elapsed - before[0] if same else math.nan, values)
         before = elapsed, stage
 
 
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            yield from file
-    except OSError:
-        return
-
-
-def charts(told: list[Told], recipe: Recipe, colours: dict[str, str]) -> list[str]:
+def charts(told: list[LoggedStep], recipe: Recipe, colours: dict[str, str]) -> list[str]:
     """One for each logged quantity, a line for each branch; stages are marked off."""
     names = dict.fromkeys(name for one in told for name in one.values)
     borders = (recipe.stage1.steps, recipe.stage1.steps + recipe.stage2.steps)
@@ -149,7 +142,7 @@ def charts(told: list[Told], recipe: Recipe, colours: dict[str, str]) -> list[st
     return [svg for svg in drawn if svg]
 
 
-def branches(told: list[Told], recipe: Recipe) -> list[dict[str, Any]]:
+def branches(told: list[LoggedStep], recipe: Recipe) -> list[dict[str, Any]]:
     """Each branch of each stage: how often it was drawn and should have been, and the time of its steps (with what came between them:
     previews, checkpoints)."""
     rows = []

@@ -26,7 +26,7 @@ TURNING = {chr(code) for code in (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F),
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Resources:
     """What Slurm is asked for, in its own words; an array of `scenes` jobs if that is not None."""
 
     partition: str | None = None
@@ -37,7 +37,7 @@ class Wanted:
     scenes: int | None = None
 
 
-def script(words: list[str], wanted: Wanted) -> str:
+def script(words: list[str], wanted: Resources) -> str:
     """The script that runs a fourdfy command line; of an array, each job has its number behind --only.
 
     Every word stands quoted on one line. Raises FourdfyError (exit 2) for a word with control characters and a wish that Slurm has no
@@ -54,7 +54,7 @@ def script(words: list[str], wanted: Wanted) -> str:
     )
 
 
-def directives(wanted: Wanted) -> list[tuple[str, str]]:
+def directives(wanted: Resources) -> list[tuple[str, str]]:
     """Name and value of the lines that depend on wishes."""
     found = [("job-name", "fourdfy"), ("output", "fourdfy-%j.log" if wanted.scenes is None else "fourdfy-%A_%a.log")]
     if wanted.scenes is not None:

@@ -107,14 +107,14 @@ def opened(
             hint = f"--distributed views --gpus {theirs}" if theirs else "--distributed frames"
             raise FourdfyError(f"{folder} holds a run with {theirs or 1} shots a step, not {views or 1}", f"its own number: {hint}", USAGE)
         return from_checkpoint(state, folder, machine)
-    if (about := told(folder / "run.json")) is not None:
+    if (about := read_about(folder / "run.json")) is not None:
         _check_owner(folder / "run.json", about, prompt, recipe, seed)
         if (about["stage"], about["step"]) > (1, 0):
             note(f"{folder} has no checkpoint any more: from step 0 again")
     return Run(prompt, recipe, folder, seed, machine, new_scene(recipe, seed, machine))
 
 
-def told(path: Path) -> dict[str, Any] | None:
+def read_about(path: Path) -> dict[str, Any] | None:
     """What a run.json tells of its run, None where that cannot be understood. Raises FourdfyError (exit 6) for one of a newer version."""
     about = {"format": 1} | (read_json(path) or {})
     kinds = {"format": int, "prompt": str, "seed": int, "recipe": dict, "stage": int, "step": int}

@@ -130,7 +130,7 @@ def run_stages(current: Run, stages: tuple[int, ...], events: Events, signals: S
 def prepare(current: Run, stages: tuple[int, ...], events: Events) -> None:
     """What would stop or mislead a run hours later, before its first step: a prompt that is longer than a text encoder reads is told
     of. Raises FourdfyError: exit 3 for models that are missing, or an ffmpeg that cannot make the video."""
-    branches = list(dict.fromkeys(branch for stage in stages for branch in current.recipe.stage(stage).chances()))
+    branches = sets.drawn(current.recipe, stages)
     specs = sets.specs(current.recipe.models, sets.roles(branches, current.recipe.vsd))
     check_clips(current.recipe, specs)
     for line in cut_texts(current.recipe, current.text, specs, branches):

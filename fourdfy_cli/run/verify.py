@@ -13,7 +13,7 @@ from fourdfy_cli.errors import DAMAGED, USAGE, FourdfyError
 from fourdfy_cli.output import render
 from fourdfy_cli.output.textfile import typed
 from fourdfy_cli.store import checkpoint
-from fourdfy_cli.store.folder import read_json, row_of
+from fourdfy_cli.store.folder import metrics_lines, metrics_row, read_json
 
 
 def examine(source: Path) -> dict[str, str]:
@@ -77,19 +77,16 @@ def _others(folder: Path, owner: tuple[str, int] | None, steps: dict[int, int]) 
 def _metrics(path: Path, steps: dict[int, int]) -> str:
     """Its steps must follow each other, from the first one on, without a gap or a double; a kill may have cut the last line."""
     place = None
-    if not path.is_file():
-        return "it is no file"
     try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        return f"it cannot be read: {error.strerror}"
+        lines = metrics_lines(path)
+    except FourdfyError as error:
+        return error.message
     for number, line in enumerate(lines, 1):
-        if not line.strip() and number == len(lines):
-            break
-        if (following := row_of(line)) is None:
+        if (row := metrics_row(line)) is None:
             if number == len(lines):
                 break
             return f"line {number} cannot be read"
+        following = row["stage"], row["step"]
         ended = place and place[1] + 1 >= steps.get(place[0], 0) and following[0] > place[0]
         if place and following != ((following[0], 0) if ended else (place[0], place[1] + 1)):
             return f"line {number}: step {following[1]} of stage {following[0]} after step {place[1]} of stage {place[0]}"

@@ -130,22 +130,30 @@ def _before(path: Path, stage: int, step: int) -> tuple[list[bytes], int]:
     """The lines of what came before a step, and how many others but the last cannot be read."""
     if not os.path.lexists(path):
         return [], 0
-    if not path.is_file():
-        raise FourdfyError(f"{path} is no file", typed("ls", "-ld", path), USAGE)
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise refused(path, error) from None
-    rows = [row_of(line) for line in lines]
-    kept = [line for line, place in zip(lines, rows, strict=True) if place is not None and place < (stage, step)]
+    lines = metrics_lines(path)
+    rows = [metrics_row(line) for line in lines]
+    kept = [line for line, row in zip(lines, rows, strict=True) if row is not None and (row["stage"], row["step"]) < (stage, step)]
     return kept, rows[:-1].count(None)
 
 
-def row_of(line: bytes) -> tuple[int, int] | None:
-    """Stage and step of a line of metrics.jsonl; None for one that is damaged."""
+def metrics_lines(path: Path, tail: int | None = None) -> list[bytes]:
+    """The lines of a metrics.jsonl, or of its last `tail` bytes, where the first may be cut. Raises FourdfyError: exit 2 for what is no
+    file (a pipe would be waited for), exit 1 where the disk refuses."""
+    if not path.is_file():
+        raise FourdfyError(f"{path} is no file", typed("ls", "-ld", path), USAGE)
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - tail) if tail else 0)
+            return file.read().splitlines()
+    except OSError as error:
+        raise refused(path, error) from None
+
+
+def metrics_row(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl with the step that it tells of; None for one that is damaged."""
     try:
         row = json.loads(line)
-        place = row["stage"], row["step"]
+        whole = type(row["stage"]) is type(row["step"]) is int
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return place if type(place[0]) is type(place[1]) is int else None
+    return row if whole else None

@@ -18,7 +18,7 @@ from fourdfy_cli.cli import main, scenes
 from fourdfy_cli.config import to_dict
 from fourdfy_cli.console import Output
 from fourdfy_cli.errors import DIVERGED, FAILURE, USAGE
-from fourdfy_cli.run.batch import Ended, Job, Standing
+from fourdfy_cli.run.batch import Job, JobResult, SceneStatus
 from fourdfy_cli.store.folder import write_json
 
 NANO = ["--models", "nano"]
@@ -104,7 +104,7 @@ def ends(monkeypatch, *codes: int) -> None:
         def run(self, jobs, tick, signals):
             for number, code in zip(jobs, codes, strict=True):
                 tick()
-                yield Ended(number, code, "it went wrong" if code else "", "a command" if code else "")
+                yield JobResult(number, code, "it went wrong" if code else "", "a command" if code else "")
 
     monkeypatch.setattr(command, "engine", lambda *_: Engine())
 
@@ -127,7 +127,7 @@ def test_the_end_of_a_batch(codes, exit_code, monkeypatch, capsys):
 
 
 def test_the_live_table(tmp_path):
-    stands = [Standing("done", 3, 5, 5), Standing("running", 2, 40, 100, 61.0), Standing("failed", 1, 3, 9), *[Standing()] * 20]
+    stands = [SceneStatus("done", 3, 5, 5), SceneStatus("running", 2, 40, 100, 61.0), SceneStatus("failed", 1, 3, 9), *[SceneStatus()] * 20]
     rows = [(Job(f"a thing {k}", 0, tiny_recipe(), tmp_path), row) for k, row in enumerate(stands)]
 
     def seen(height: int) -> list[str]:
@@ -146,7 +146,7 @@ def test_on_a_terminal_the_table_is_shown(monkeypatch, tmp_path):
     output = Output("batch")
     output.people = Console(file=io.StringIO(), force_terminal=True, width=100, height=30)
     with scenes.watching(output) as watcher:
-        watcher.scenes([(Job("a red dog", 0, tiny_recipe(), tmp_path), Standing("running", 1, 1, 2, None))])
+        watcher.scenes([(Job("a red dog", 0, tiny_recipe(), tmp_path), SceneStatus("running", 1, 1, 2, None))])
         watcher.note("a remark")
     assert "a-red-dog-s0" in output.people.file.getvalue() and "a remark" in output.people.file.getvalue()
 

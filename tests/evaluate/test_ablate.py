@@ -20,7 +20,7 @@ from fourdfy_cli.evaluate.ablate import Ablation, row_recipe, rows, until
 from fourdfy_cli.evaluate.clip import load_clip
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import render
-from fourdfy_cli.run.batch import Ended
+from fourdfy_cli.run.batch import JobResult
 from fourdfy_cli.scene.cameras import mav3d
 from fourdfy_cli.store import checkpoint, migrate
 from fourdfy_cli.store.folder import read_json, run_folder
@@ -377,7 +377,7 @@ class Diverging:
     def run(self, jobs, tick, signals):
         for number, job in jobs.items():
             self.begun.append((job.out.name, job.prompt))
-            yield Ended(number, DIVERGED, f"diverged at {number}")
+            yield JobResult(number, DIVERGED, f"diverged at {number}")
 
     def scenes(self, rows):
         pass

@@ -127,11 +127,11 @@ def test_embeddings_made_ahead_by_an_engine(films: Path, tmp_path: Path, monkeyp
     plain, _ = score([films], choice)
     shutil.rmtree(cache_folder())
     told: list[str] = []
-    embeddings.ahead([films], choice, engines.Here(Machine()), told.append)
+    embeddings.ahead([films], choice, engines.InProcess(Machine()), told.append)
     with monkeypatch.context() as patch:
         patch.setattr("fourdfy_cli.evaluate.score.embed", lambda *_: pytest.fail("looked again"))
         assert score([films], choice)[0] == plain
-    assert len(told) == len(plain["videos"]) > 1
+    assert told == [f"{len(plain['videos'])}/{len(plain['videos'])} videos"] and len(plain["videos"]) > 1
 
 
 def test_halves_of_a_film(tmp_path: Path):

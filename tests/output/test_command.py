@@ -65,13 +65,13 @@ def test_frames_want_a_folder_of_their_own(run: Path, capsys: pytest.CaptureFixt
 
 
 def test_nothing_under_a_final_name_when_it_fails(run: Path, monkeypatch: pytest.MonkeyPatch):
-    looks = render.looks
+    looks = render.rendered_views
 
     def failing(*args: object):
         yield next(looks(*args))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(render, "looks", failing)
+    monkeypatch.setattr(render, "rendered_views", failing)
     before = sorted(Path.cwd().rglob("*"))
     assert main.run(["render", str(run), "--path", "dolly.json", "--frames", "png"]) == 130
     assert sorted(Path.cwd().rglob("*")) == before
@@ -81,13 +81,13 @@ def test_nothing_under_a_final_name_when_it_is_killed(run: Path):
     code = f"""
 import os, time
 from fourdfy_cli.output import render
-looks = render.looks
+looks = render.rendered_views
 def slow(*args):
     for k, pair in enumerate(looks(*args)):
         yield pair
         if k == 1:
             open("ready", "w").close(); time.sleep(60)
-render.looks = slow
+render.rendered_views = slow
 from fourdfy_cli.cli import main
 main.run(["render", {str(run)!r}, "--path", "mav3d", "--size", "16", "--frames", "png"])
 """
@@ -133,7 +133,7 @@ def test_lack_of_memory_while_rendering(run: Path, monkeypatch: pytest.MonkeyPat
     def full(*_: object):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
 
-    monkeypatch.setattr(render, "looks", full)
+    monkeypatch.setattr(render, "rendered_views", full)
     fails(capsys, ["render", str(run), "--path", "dolly.json"], 4, "out of memory", "--size 128")
 
 

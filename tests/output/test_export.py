@@ -19,11 +19,11 @@ from samples import bent, fails, isolated, matter, save, scene  # noqa: F401
 from fourdfy_cli.cli import main
 from fourdfy_cli.output import export, extras, render
 from fourdfy_cli.output.mesh import densities
-from fourdfy_cli.output.sequence import Choice
+from fourdfy_cli.output.sequence import MeshOptions
 from fourdfy_cli.output.splats import SPREAD, peaks, splats
 from fourdfy_cli.store import checkpoint
 
-CHOICE, TOLD = Choice(frames=3, fps=6, resolution=32), export.Told({"prompt": "a ball"}, True)
+CHOICE, METADATA = MeshOptions(frames=3, fps=6, resolution=32), export.Metadata({"prompt": "a ball"}, True)
 
 
 def plainly(items, *_):
@@ -36,7 +36,7 @@ def test_usd_is_read_back(tmp_path: Path, suffix: str, made):
     from pxr import Usd, UsdGeom
 
     path = tmp_path / f"a{suffix}"
-    found = export.export(made(), path, CHOICE, TOLD, plainly)
+    found = export.export(made(), path, CHOICE, METADATA, plainly)
     stage = Usd.Stage.Open(str(path))
     assert (stage.GetStartTimeCode(), stage.GetEndTimeCode(), stage.GetTimeCodesPerSecond()) == (0, 2, 6)
     assert UsdGeom.GetStageUpAxis(stage) == "Z" and stage.GetRootLayer().customLayerData["prompt"] == "a ball"
@@ -53,7 +53,7 @@ def test_usd_is_read_back(tmp_path: Path, suffix: str, made):
 
 @pytest.mark.parametrize("suffix", [".ply", ".obj"])
 def test_a_numbered_sequence_is_read_back(tmp_path: Path, suffix: str):
-    found = export.export(matter(), tmp_path / f"ball{suffix}", CHOICE, TOLD, plainly)
+    found = export.export(matter(), tmp_path / f"ball{suffix}", CHOICE, METADATA, plainly)
     told = json.loads((tmp_path / "ball" / "sequence.json").read_text())
     assert os.listdir(tmp_path) == ["ball"] and (told["fps"], told["up"], told["loops"], told["prompt"]) == (6, "z", True, "a ball")
     assert [frame["time"] for frame in told["frames"]] == pytest.approx([0, 1 / 3, 2 / 3])
@@ -65,7 +65,7 @@ def test_a_numbered_sequence_is_read_back(tmp_path: Path, suffix: str):
 
 
 def test_one_moment_is_one_file(tmp_path: Path):
-    export.export(matter(), tmp_path / "ball.ply", replace(CHOICE, frames=1), TOLD, plainly)
+    export.export(matter(), tmp_path / "ball.ply", replace(CHOICE, frames=1), METADATA, plainly)
     assert os.listdir(tmp_path) == ["ball.ply"] and trimesh.load(tmp_path / "ball.ply").is_watertight
 
 
@@ -82,7 +82,7 @@ def test_splats_are_as_thick_as_the_fog():
 def test_splats_in_a_ply(tmp_path: Path):
     made = scene()
     path = tmp_path / "a.ply"
-    found = export.export_splats(made, path, Choice(frames=1, resolution=24), TOLD, plainly)
+    found = export.export_splats(made, path, MeshOptions(frames=1, resolution=24), METADATA, plainly)
     head, _, body = path.read_bytes().partition(b"end_header\n")
     names = [line.split()[2] for line in head.decode().splitlines() if line.startswith("property")]
     table = dict(zip(names, np.frombuffer(body, "<f4").reshape(-1, len(names)).T, strict=True))

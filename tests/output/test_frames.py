@@ -39,8 +39,8 @@ def test_the_cameras_fit_silhouette_and_depth(tmp_path: Path, size: tuple[int, i
     made = matter()
     c2w = orbit_camera(torch.tensor([0.3, 2.0, 4.5]), torch.tensor([0.2, -0.5, 0.9]), torch.tensor([2.5, 3.0, 2.8]))
     shot = Shot(c2w, torch.full((3,), 0.7), torch.tensor([0.0, 0.0, 0.5]), size)
-    for k, look in enumerate(render.looks(made, TINY, shot)):
-        frames.save(tmp_path, shot, k, look)
+    for k, view in enumerate(render.rendered_views(made, TINY, shot)):
+        frames.save(tmp_path, shot, k, view)
     frames.save_cameras(tmp_path, shot, 16)
     told = json.loads((tmp_path / "transforms.json").read_text())
     assert (told["h"], told["w"]) == size and len(told["frames"]) == 3
@@ -71,10 +71,10 @@ def test_lenses_that_differ_stand_with_their_frames(tmp_path: Path):
 
 
 def test_cut_out_over_the_backdrop_is_the_picture():
-    look = next(iter(render.looks(scene(), TINY, render.orbit_of(TINY, 24, 1).shot())))
-    alpha = look.cut_out[..., 3:] / 255
+    view = next(iter(render.rendered_views(scene(), TINY, render.orbit_of(TINY, 24, 1).shot())))
+    alpha = view.cut_out[..., 3:] / 255
     assert 0 < alpha.mean() < 1
-    assert np.abs(look.cut_out[..., :3] * alpha + 0.6 * 255 * (1 - alpha) - look.picture).max() < 2.5
+    assert np.abs(view.cut_out[..., :3] * alpha + 0.6 * 255 * (1 - alpha) - view.picture).max() < 2.5
 
 
 def oklab(rgb: np.ndarray) -> np.ndarray:

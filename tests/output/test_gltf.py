@@ -15,11 +15,11 @@ from browser import Stage, node_packages, validate
 from samples import TINY, ball, bent, matter
 
 from fourdfy_cli.output import gltf, render
-from fourdfy_cli.output.sequence import Choice, meshes
+from fourdfy_cli.output.sequence import MeshOptions, meshes
 from fourdfy_cli.output.splats import splats
 from fourdfy_cli.scene.scene import Scene
 
-CHOICE = Choice(frames=4, fps=4, resolution=48)
+CHOICE = MeshOptions(frames=4, fps=4, resolution=48)
 SIZE = 200
 
 
@@ -112,9 +112,9 @@ def test_a_browser_shows_what_is_rendered(packages: Path, tmp_path: Path, opened
     assert opened[0].about == {"duration": 1, "materials": 1}
     shot = render.shot(torch.tensor([0.6, 0.6]), torch.tensor([0.0, 0.5]), render.orbit_of(TINY, SIZE))
     pictures = [opened[0].shoot(t, shot.c2w[k].numpy(), float(shot.fovy[k])) for k, t in ((0, 0.0), (1, 0.5))]
-    for picture, look in zip(pictures, render.looks(scene, TINY, shot), strict=True):
-        drawn, seen = picture[..., 3] > 127, look.opacity > 0.5
+    for picture, view in zip(pictures, render.rendered_views(scene, TINY, shot), strict=True):
+        drawn, seen = picture[..., 3] > 127, view.opacity > 0.5
         assert (drawn & seen).sum() / (drawn | seen).sum() > 0.9
-        assert np.abs(picture[drawn & seen][:, :3].astype(int) - look.picture[drawn & seen]).mean() < 8
+        assert np.abs(picture[drawn & seen][:, :3].astype(int) - view.picture[drawn & seen]).mean() < 8
     first, second = (picture[..., 3] > 127 for picture in pictures)
     assert (first ^ second).sum() > 0.2 * first.sum()

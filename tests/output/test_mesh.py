@@ -82,7 +82,7 @@ def test_an_extra_that_is_not_there(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_deformation_moves_one_mesh():
     made = bent()
-    cut = sequence.meshes(made, sequence.Choice(frames=4, resolution=40), lambda items, *_: items)
+    cut = sequence.meshes(made, sequence.MeshOptions(frames=4, resolution=40), lambda items, *_: items)
     assert sequence.one_topology(cut) and not np.allclose(cut[0].vertices, cut[2].vertices, atol=0.05)
     for each, time in zip(cut, (0.0, 0.25, 0.5, 0.75), strict=True):
         x = torch.from_numpy(each.vertices)

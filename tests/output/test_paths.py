@@ -26,15 +26,15 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def test_orbit_and_mav3d_are_the_known_ones():
-    orbit, known = paths.film("orbit", NANO, paths.Wish(40)), render.orbit_of(NANO, 40).shot()
+    orbit, known = paths.film("orbit", NANO, paths.PathOptions(40)), render.orbit_of(NANO, 40).shot()
     assert torch.equal(orbit.shot.c2w, known.c2w) and torch.equal(orbit.shot.time, known.time) and (orbit.name, orbit.fps) == ("orbit", 16)
     film = paths.film("mav3d", NANO)
     assert (film.name, film.fps, film.shot.size) == ("mav3d", 15, (256, 256)) and torch.equal(film.shot.c2w, mav3d(256).c2w)
-    assert paths.film("mav3d", NANO, paths.Wish(32)).shot.size == (32, 32)
+    assert paths.film("mav3d", NANO, paths.PathOptions(32)).shot.size == (32, 32)
 
 
 def test_fixed_stands_where_the_orbit_starts():
-    fixed, orbit = paths.film("fixed", NANO, paths.Wish(40)).shot, render.orbit_of(NANO, 40).shot()
+    fixed, orbit = paths.film("fixed", NANO, paths.PathOptions(40)).shot, render.orbit_of(NANO, 40).shot()
     assert all(same(c2w, orbit.c2w[0]) for c2w in fixed.c2w) and torch.equal(fixed.time, orbit.time) and len(fixed) == 64
 
 
@@ -48,7 +48,7 @@ def test_a_file_says_the_same_as_the_code(tmp_path: Path):
     assert same(film.shot.c2w, known.c2w) and same(film.shot.time, known.time) and same(film.shot.fovy, known.fovy)
     views[1]["elevation"] = -30
     path.write_text(json.dumps({"elevation": 15, "distance": 3, "fovy": 40, "frames": views[:2]}))
-    film = paths.film(str(path), NANO, paths.Wish(48))
+    film = paths.film(str(path), NANO, paths.PathOptions(48))
     assert film.shot.size == (48, 48) and film.fps == 15
     assert same(torch.rad2deg(film.shot.elevation()), torch.tensor([15.0, -30.0]))
     assert math.degrees(float(film.shot.fovy[0])) == pytest.approx(40)
@@ -83,7 +83,7 @@ def test_a_file_that_holds_no_path(content: str, word: str, tmp_path: Path):
 @pytest.mark.parametrize("name", ["mav4d", "none.json", ""])
 def test_a_path_that_does_not_exist(name: str):
     with pytest.raises(FourdfyError) as error:
-        paths.film(name, replace(NANO), paths.Wish(32))
+        paths.film(name, replace(NANO), paths.PathOptions(32))
     assert error.value.code == 2 and error.value.hint
 
 
@@ -101,12 +101,12 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 def test_turntable_stands_still_and_films_last_four_seconds():
-    turn, orbit = paths.film("turntable", NANO, paths.Wish(40, time=0.3)).shot, render.orbit_of(NANO, 40).shot()
+    turn, orbit = paths.film("turntable", NANO, paths.PathOptions(40, time=0.3)).shot, render.orbit_of(NANO, 40).shot()
     assert torch.equal(turn.c2w, orbit.c2w) and same(turn.time, torch.full((64,), 0.3))
     for name in ("orbit", "fixed", "turntable"):
-        film = paths.film(name, NANO, paths.Wish(40, fps=30))
+        film = paths.film(name, NANO, paths.PathOptions(40, fps=30))
         assert film.fps == 30 and len(film.shot) == 120
-    assert len(paths.film("mav3d", NANO, paths.Wish(fps=30)).shot) == 124
+    assert len(paths.film("mav3d", NANO, paths.PathOptions(fps=30)).shot) == 124
 
 
 POSE = [*[0.0, 0.0, 1.0, 3.0], *[1.0, 0.0, 0.0, 0.0], *[0.0, 1.0, 0.0, 0.0], *[0.0, 0.0, 0.0, 1.0]]  # on +x, looking at the origin
@@ -120,7 +120,7 @@ def test_a_camera_path_of_nerfstudio(tmp_path: Path):
     film = paths.film(str(path), NANO)
     assert film.fps == 24 and film.shot.size == (32, 48) and same(torch.rad2deg(film.shot.fovy), torch.tensor([50.0, 40.0]))
     assert same(film.shot.c2w[0], orbit_camera(*torch.tensor([[0.0], [0.0], [3.0]]))[0]) and film.shot.time.tolist() == [0.25, 0.5]
-    assert paths.film(str(path), NANO, paths.Wish(64, 12.0)).shot.size == (64, 96)
+    assert paths.film(str(path), NANO, paths.PathOptions(64, 12.0)).shot.size == (64, 96)
 
 
 @pytest.mark.parametrize(

@@ -44,10 +44,10 @@ def test_size_is_the_largest_trained_on_unless_given():
 def test_views_are_what_the_scene_renders():
     model, shot = scene(), render.orbit_of(TINY, 12, 3).shot()
     frames = picture_of(model, shot, 0.5, torch.full((3,), 0.6), None, False)
-    for k, look in enumerate(render.looks(model, TINY, shot)):
-        assert np.abs(look.picture.astype(int) - (frames.rgb[k].clamp(0, 1) * 255).numpy()).max() <= 0.51
-        assert np.allclose(look.distance * look.opacity, frames.depth[k], atol=1e-4) and np.allclose(look.opacity, frames.opacity[k])
-        assert look.cut_out.shape == (12, 12, 4) and np.abs(look.cut_out[..., 3] / 255 - look.opacity).max() < 0.003
+    for k, view in enumerate(render.rendered_views(model, TINY, shot)):
+        assert np.abs(view.picture.astype(int) - (frames.rgb[k].clamp(0, 1) * 255).numpy()).max() <= 0.51
+        assert np.allclose(view.distance * view.opacity, frames.depth[k], atol=1e-4) and np.allclose(view.opacity, frames.opacity[k])
+        assert view.cut_out.shape == (12, 12, 4) and np.abs(view.cut_out[..., 3] / 255 - view.opacity).max() < 0.003
 
 
 def test_background_is_plain_only_if_it_was_always_plain():

@@ -10,7 +10,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 import fourdfy_cli as fourdfy
-from fourdfy_cli.output.viewpoint import FPS, PRESETS, STEP, Fluid, View, c2w_of, even, path_file, place, unwrapped
+from fourdfy_cli.output.viewpoint import FPS, PRESETS, STEP, AdaptiveResolution, View, c2w_of, even, path_file, place, unwrapped
 
 
 def quaternion(c2w: np.ndarray) -> np.ndarray:
@@ -34,7 +34,7 @@ def test_a_view_is_a_shot():
 
 
 def test_pictures_shrink_until_they_are_fluid_and_grow_again():
-    fluid, cost = Fluid(largest=512), 1e-5
+    fluid, cost = AdaptiveResolution(largest=512), 1e-5
     for _ in range(20):
         height = fluid.height(1.5, 0.1)
         fluid.learn(height * round(1.5 * height), cost * height * round(1.5 * height))
@@ -43,7 +43,7 @@ def test_pictures_shrink_until_they_are_fluid_and_grow_again():
         fluid.learn(100, 1e-9)
     assert fluid.height(1.5, 0.1) == 512
     fluid.learn(1, 1e9)
-    assert fluid.height(1.5, 0.1) == 48 and Fluid(largest=32).height(1.0, 1e9) == 32
+    assert fluid.height(1.5, 0.1) == 48 and AdaptiveResolution(largest=32).height(1.0, 1e9) == 32
 
 
 def test_times_run_on_over_the_end():

@@ -16,7 +16,7 @@ import fourdfy_cli as fourdfy
 from fourdfy_cli.config import to_dict
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.run import api, train
-from fourdfy_cli.run.progress import Told
+from fourdfy_cli.run.progress import PrintedEvents
 from fourdfy_cli.run.result import RunResult
 from fourdfy_cli.store import checkpoint
 
@@ -27,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
 
 
 def test_the_same_run_as_the_loops_own(made: RunResult, tmp_path: Path):
-    plain = train.run("a red dog", tiny_recipe(), tmp_path, 3, (1, 2, 3), None, Machine(), Told())
+    plain = train.run("a red dog", tiny_recipe(), tmp_path, 3, (1, 2, 3), None, Machine(), PrintedEvents())
     assert lines(made.run_dir) == lines(plain.run_dir)
     assert checkpoint.load(made.checkpoint)["digest"] == checkpoint.load(plain.checkpoint)["digest"]
 

@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from samples import fails, isolated, tiny_recipe  # noqa: F401
+from samples import Talkative, fails, isolated, tiny_recipe  # noqa: F401
 
 from fourdfy_cli.config import Recipe
 from fourdfy_cli.errors import DIVERGED, ENVIRONMENT, TERMINATED, USAGE, FourdfyError
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import render
 from fourdfy_cli.run import batch, cluster, engines
-from fourdfy_cli.run.batch import Ended, Job, Standing
+from fourdfy_cli.run.batch import Job, JobResult, SceneStatus
 from fourdfy_cli.run.signals import StopSignals
 from fourdfy_cli.store import checkpoint
 
@@ -62,11 +62,11 @@ class Watch:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Job], list[Ended], Watch]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Job], list[JobResult], Watch]:
     """Three scenes one after another in this process."""
     jobs, watch = jobs_in(tmp_path_factory.mktemp("batch")), Watch()
     with quick_videos():
-        return jobs, batch.run(jobs, engines.Here(Machine()), watch), watch
+        return jobs, batch.run(jobs, engines.InProcess(Machine()), watch), watch
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def quick_videos() -> Iterator[None]:
 
 def test_three_scenes_one_after_another(made):
     jobs, ended, watch = made
-    assert ended == [Ended(k, notes=("rendering the orbit video",)) for k in range(3)]
+    assert ended == [JobResult(k, notes=("rendering the orbit video",)) for k in range(3)]
     assert {(job.folder.name, state) for job in jobs for state in ("waiting", "done")} <= watch.seen
     assert (jobs[0].folder.name, "running") in watch.seen
     assert all((job.folder / name).is_file() for job in jobs for name in ("stage1.pt", "stage2.pt", "stage3.pt", "orbit.mp4"))
@@ -97,13 +97,13 @@ def test_finished_scenes_are_skipped_and_begun_ones_go_on(made, quick, tmp_path)
     jobs, _, _ = made
     again, watch = jobs_in(tmp_path), Watch("running", lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(FourdfyError) as stopped:
-        batch.run(again, engines.Here(Machine()), watch)
+        batch.run(again, engines.InProcess(Machine()), watch)
     assert stopped.value.code == TERMINATED and not again[1].folder.exists()
     assert json.loads((again[0].folder / "run.json").read_text())["status"] == "interrupted"
-    batch.run(again[:1], engines.Here(Machine()), Watch())
+    batch.run(again[:1], engines.InProcess(Machine()), Watch())
     stamp = (again[0].folder / "stage3.pt").stat().st_mtime_ns
     watch = Watch()
-    batch.run(again, engines.Here(Machine()), watch)
+    batch.run(again, engines.InProcess(Machine()), watch)
     assert digests(again) == digests(jobs) and stamp == (again[0].folder / "stage3.pt").stat().st_mtime_ns
     assert (again[0].folder.name, "running") not in watch.seen
 
@@ -113,7 +113,7 @@ def test_a_scene_that_fails_is_listed_and_the_others_go_on(quick, tmp_path):
     jobs, watch = [Job("a red ball", 0, few_steps(), tmp_path), good], Watch()
     jobs[0].folder.mkdir()
     (jobs[0].folder / "last.pt").write_bytes(b"no checkpoint")
-    ended = batch.run(jobs, engines.Here(Machine()), watch)
+    ended = batch.run(jobs, engines.InProcess(Machine()), watch)
     found = batch.summary(jobs, ended)
     assert (found["done"], found["failed"]) == (1, 1) and (good.folder / "orbit.mp4").exists()
     (failure,) = found["failures"]
@@ -127,7 +127,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(made, tmp_path):
     twins = [Job("a red dog", 0, few_steps(), tmp_path / "out"), Job("A red dog", 0, few_steps(), tmp_path / "out")]
     for wrong in (other, twins):
         with pytest.raises(FourdfyError) as error:
-            batch.run(wrong, engines.Here(Machine()), Watch())
+            batch.run(wrong, engines.InProcess(Machine()), Watch())
         assert error.value.code == USAGE
     assert not (tmp_path / "out").exists()
 
@@ -140,7 +140,7 @@ def test_models_are_fetched_once_before_the_first_scene(monkeypatch, tmp_path):
         def run(self, jobs, tick, signals):
             for number in jobs:
                 happened.append(number)
-                yield Ended(number)
+                yield JobResult(number)
 
     batch.run(jobs_in(tmp_path), Engine(), Watch())
     assert happened == [["multiview", "video"], 0, 1, 2]
@@ -177,8 +177,11 @@ class Dying:
     def __init__(self, number, job, machine):
         self.number, self.machine = number, machine
         self.begun.append(number)
-        self.process = multiprocessing.get_context("spawn").Process(target=os._exit, args=(9,))
+        context = multiprocessing.get_context("spawn")
+        self.receiver, sender = context.Pipe(duplex=False)
+        self.process = context.Process(target=os._exit, args=(9,))
         self.process.start()
+        sender.close()
 
     def ended(self):
         self.process.join()
@@ -190,7 +193,7 @@ def test_made_for_a_command(monkeypatch, tmp_path):
 
     class Engine:
         def run(self, jobs, tick, signals):
-            yield from (Ended(number, codes[number], "why" if codes[number] else "") for number in reversed(jobs))
+            yield from (JobResult(number, codes[number], "why" if codes[number] else "") for number in reversed(jobs))
 
     assert batch.made(jobs, Engine(), Watch()) == {jobs[1].folder: "why"}
     codes[2] = ENVIRONMENT
@@ -204,20 +207,20 @@ def test_a_scene_from_another_s_stage(made, quick, tmp_path):
     there = made[0][0]
     job = dataclasses.replace(jobs_in(tmp_path)[0], start=there.folder / "stage1.pt")
     for _ in range(2):
-        assert batch.made([job], engines.Here(Machine()), Watch()) == {}
+        assert batch.made([job], engines.InProcess(Machine()), Watch()) == {}
         assert not (job.folder / "stage1.pt").exists() and digests([job]) == digests([there])
         (job.folder / "orbit.mp4").unlink()
 
 
 def test_where_a_scene_stands(tmp_path):
     job = Job("a red dog", 0, tiny_recipe(), tmp_path)
-    assert batch.running(job) == Standing("running", 1, 0, 2)
+    assert batch.running(job) == SceneStatus("running", 1, 0, 2)
     job.folder.mkdir()
     rows = [{"stage": 1, "step": 1, "seconds": 90.0}, *({"stage": 2, "step": k, "seconds": 5.0 + 2 * k} for k in range(3))]
     (job.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"stage": 3, "st')
-    assert batch.running(job) == Standing("running", 2, 3, 4, 2.0 * (1 + 5))
+    assert batch.running(job) == SceneStatus("running", 2, 3, 4, 2.0 * (1 + 5))
     (job.folder / "metrics.jsonl").write_text("x" * batch.TAIL + "\n" + json.dumps(rows[0]) + "\n")
-    assert batch.running(job) == Standing("running", 1, 2, 2)
+    assert batch.running(job) == SceneStatus("running", 1, 2, 2)
 
 
 def test_a_lock_of_another_machine_that_died_is_waited_for(made, tmp_path, monkeypatch):
@@ -231,8 +234,8 @@ def test_a_lock_of_another_machine_that_died_is_waited_for(made, tmp_path, monke
         os.utime(job.folder / "run.lock", (0, 0))  # as if STALE seconds had gone by
 
     monkeypatch.setattr(cluster.time, "sleep", sleep)
-    monkeypatch.setattr(cluster, "make", lambda number, *_: Ended(number))
-    assert cluster.on_cluster(5, job, Machine(), 1) == Ended(5) and len(slept) == 1
+    monkeypatch.setattr(cluster, "make", lambda number, *_: JobResult(number))
+    assert cluster.on_cluster(5, job, Machine(), 1) == JobResult(5) and len(slept) == 1
     away = dataclasses.replace(job, out=tmp_path / "not-shared")
     ended = cluster.on_cluster(0, away, Machine(), 1)
     assert ended.code == ENVIRONMENT and "all machines share" in ended.message
@@ -268,3 +271,8 @@ def test_three_scenes_on_ray(made, tmp_path, monkeypatch):
     ended = batch.run(again, cluster.Ray(Machine(), memory=10**8), watch)
     assert [one.code for one in ended] == [0, 0, 0] and watch.then is None
     assert digests(again) == digests(made[0])
+
+
+def test_a_job_with_much_to_tell_ends():
+    found = list(engines.Processes((Machine(),)).run({0: Talkative()}, engines.none, StopSignals()))
+    assert [(one.number, one.code, len(one.notes)) for one in found] == [(0, 0, 1000)]

@@ -17,7 +17,7 @@ from fourdfy_cli.memory import Machine
 from fourdfy_cli.run import train
 from fourdfy_cli.run.aside import Several
 from fourdfy_cli.run.board import TensorBoard
-from fourdfy_cli.run.progress import Told
+from fourdfy_cli.run.progress import PrintedEvents
 
 pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install '.[tensorboard]'")
 PROMPT = "a red dog"
@@ -26,7 +26,7 @@ PROMPT = "a red dog"
 def run(out: Path, stages: tuple[int, ...], resume: Path | None = None) -> Path:
     recipe = tiny_recipe()
     board = TensorBoard(out / "a-red-dog-s3", PROMPT, recipe)
-    folder = train.run(PROMPT, recipe, out, 3, stages, resume, Machine(), Several([Told(), board])).run_dir
+    folder = train.run(PROMPT, recipe, out, 3, stages, resume, Machine(), Several([PrintedEvents(), board])).run_dir
     board.writer.close()
     return folder
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -18,7 +19,7 @@ import fourdfy_cli as fourdfy
 from fourdfy_cli.cli import main
 from fourdfy_cli.config import leaves, to_dict
 from fourdfy_cli.output.page import SCRIPT, Page, html
-from fourdfy_cli.run import report
+from fourdfy_cli.run import batch, report
 
 WICKED = "</title><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">'\"&"
 
@@ -85,7 +86,7 @@ def test_nothing_is_fetched_and_nothing_else_runs(run: Path):
 
 def wicked(run: Path) -> Path:
     about = json.loads((run / "run.json").read_text())
-    about |= {"prompt": WICKED, "why": WICKED, "status": WICKED, "seed": WICKED, "versions": {WICKED: WICKED}}
+    about |= {"prompt": WICKED, "why": WICKED, "status": WICKED, "versions": {WICKED: WICKED}}
     (run / "run.json").write_text(json.dumps(about))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rows = [row | {"branch": WICKED, WICKED: float(row["step"])} for row in rows]
@@ -129,7 +130,7 @@ def test_the_slider_and_the_policy_in_a_browser(run: Path, tmp_path: Path):
 def test_times_and_counts_by_branch():
     recipe = tiny_recipe()
     drawn = [("video", float("nan")), ("video", 2.0), ("image", 6.0)]
-    rows = report.branches([report.Told(k, 3, branch, seconds, {}) for k, (branch, seconds) in enumerate(drawn)], recipe)
+    rows = report.branches([report.LoggedStep(k, 3, branch, seconds, {}) for k, (branch, seconds) in enumerate(drawn)], recipe)
     assert (rows[0]["stage"], rows[0]["branch"], rows[0]["steps"], rows[0]["share"], rows[0]["wanted"]) == (3, "video", 2, "67%", "36%")
     assert (rows[0]["seconds"], rows[0]["seconds a step"], rows[0]["of the time"]) == (2.0, 2.0, "25%")
     assert (rows[1]["seconds"], rows[1]["of the time"], rows[1]["wanted"]) == (6.0, "75%", "24%")
@@ -170,3 +171,22 @@ def test_the_command(run: Path, capsys: pytest.CaptureFixture[str]):
     for path in run.glob("*.pt"):
         path.write_bytes(b"nothing")
     fails(capsys, ["report", str(run)], 6, "damaged")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_in_place_of_the_metrics_is_not_waited_for(run: Path):
+    (run / "metrics.jsonl").unlink()
+    os.mkfifo(run / "metrics.jsonl")
+    assert report.gather(run)[1] == 0
+    job = batch.Job("a red dog", 3, report.recipe_of(run)[0], run.parent)
+    run.rename(job.folder)
+    assert batch.running(job) == batch.SceneStatus("running", 1, 0, job.recipe.stage1.steps)
+
+
+def test_what_the_truth_score_measured_is_there(run: Path):
+    (run / "nano.json").write_text(json.dumps({"iou": 0.5, "chamfer": 0.0625, "volume_iou": None}))
+    assert report.truth(run) == [
+        {"measure": "iou", "value": 0.5},
+        {"measure": "chamfer", "value": 0.0625},
+        {"measure": "volume_iou", "value": None},
+    ]

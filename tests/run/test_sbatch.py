@@ -84,7 +84,7 @@ def test_what_does_not_stand_on_one_line_is_refused(character: str, capsys):
 @pytest.mark.parametrize("setting", ["models.image=a\nb", "x\x1b=1"])
 def test_nor_may_other_words(setting: str):
     with pytest.raises(FourdfyError) as error:
-        sbatch.script(["fourdfy", "generate", "--set", setting, "--", "a dog"], sbatch.Wanted())
+        sbatch.script(["fourdfy", "generate", "--set", setting, "--", "a dog"], sbatch.Resources())
     assert error.value.code == USAGE
 
 

@@ -18,7 +18,7 @@ from fourdfy_cli.errors import DAMAGED, INTERRUPTED, STOPPED, USAGE, FourdfyErro
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.run import state as module
 from fourdfy_cli.run.signals import CODES, StopSignals
-from fourdfy_cli.run.state import Run, continued, from_checkpoint, new_scene, opened, told, write_about
+from fourdfy_cli.run.state import Run, continued, from_checkpoint, new_scene, opened, read_about, write_about
 from fourdfy_cli.store import checkpoint
 from fourdfy_cli.store.folder import read_json, write_json
 
@@ -143,16 +143,16 @@ ABOUT = {"format": 2, "prompt": PROMPT, "seed": 0, "recipe": None, "stage": 1, "
 def test_what_run_json_tells(tmp_path: Path, change: dict, known: bool):
     about = ABOUT | {"recipe": config.to_dict(recipe())} | change
     write_json(tmp_path / "run.json", about)
-    assert told(tmp_path / "run.json") == (about if known else None)
-    assert told(tmp_path / "none.json") is None
+    assert read_about(tmp_path / "run.json") == (about if known else None)
+    assert read_about(tmp_path / "none.json") is None
     (tmp_path / "run.json").write_text(json.dumps(ABOUT | {"format": 1}).replace("null", '{"a":' * 600 + "1" + "}" * 600))
-    assert told(tmp_path / "run.json") is None
+    assert read_about(tmp_path / "run.json") is None
 
 
 def test_a_run_json_of_a_newer_version(tmp_path: Path):
     write_json(tmp_path / "run.json", ABOUT | {"recipe": {}, "format": 3})
     with pytest.raises(FourdfyError, match=r"newer fourdfy \(format 3\)") as caught:
-        told(tmp_path / "run.json")
+        read_about(tmp_path / "run.json")
     assert caught.value.code == DAMAGED and "upgrade" in caught.value.hint
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from fourdfy_cli.errors import FAILURE, USAGE, FourdfyError
 from fourdfy_cli.store import folder, stream
-from fourdfy_cli.store.folder import Metrics, make_writable, read_json, read_runs, row_of, run_folder, slug, write_json
+from fourdfy_cli.store.folder import Metrics, make_writable, metrics_row, read_json, read_runs, run_folder, slug, write_json
 
 
 def lines(path: Path) -> list[tuple[int, int]]:
@@ -110,7 +110,8 @@ def test_results_that_are_none(tmp_path: Path, content: str):
     ],
 )
 def test_lines_of_metrics(line: bytes, place: tuple[int, int] | None):
-    assert row_of(line) == place
+    row = metrics_row(line)
+    assert (row and (row["stage"], row["step"])) == place
 
 
 def test_metrics_go_on_where_the_checkpoint_stands(tmp_path: Path):
