@@ -27,12 +27,10 @@ def nano() -> Recipe:
     )  # fmt: skip
     # The video branch roughens surfaces, this smooths them.
     moving = replace(settled, size=coarse, pixel_weight=15.0)
-    image = Branch(fine, 3.0, 1.0, constant(0.02), constant(0.5), model_size=(64, 64), view_words=(45.0, 45.0))
-    # Noise from 0.95 down, not from 0.98: "side view" does not say which side. A small weight, and motion amplified as the released
-    # code's VideoCrafter guidance does, so that this branch decides how the thing moves and the others what it looks like.
-    video = Branch(
-        coarse, 2.0, 0.1, Ramp(0.8, 0.2, 0.0, 0.9), Ramp(0.95, 0.5, 0.0, 0.9), **anneal, amplification=30.0, view_words=(45.0, 45.0),
-    )  # fmt: skip
+    image = Branch(fine, 3.0, 1.0, constant(0.02), constant(0.5), model_size=(64, 64), view_words="sectors")
+    # From high noise, where motion is made, to low, where it settles. Weight 1 and no amplification: 0.854 IoU, 23.9 dB for a spinning dog,
+    # against 0.827, 23.2 at weight 0.1 and 30 times the motion, which a weaker video model needed.
+    video = Branch(coarse, 2.0, 1.0, Ramp(0.8, 0.2, 0.0, 0.9), Ramp(0.95, 0.5, 0.0, 0.9), **anneal, view_words="sectors")
     return Recipe(
         name="nano",
         models=Models("nano"),
@@ -42,14 +40,14 @@ def nano() -> Recipe:
             lr_decay=Ramp(1.0, 0.2, 0.6, 1.0), opaque=Ramp(0.0, 5.0, 0.0, 1.0),
         ),
         stage2=Stage(
-            40, 0.5, 1.0, LearningRates(1e-2, 0.0, 2e-3, 0.0, 1e-3), settled, image, video,
+            60, 0.5, 1.0, LearningRates(1e-2, 0.0, 2e-3, 0.0, 1e-3), settled, image, video,
             lr_decay=Ramp(1.0, 0.1, 0.5, 1.0), opaque=constant(5.0),
         ),
         stage3=Stage(
-            150, 0.5, 0.1, LearningRates(1e-3, 3e-2, 5e-4, 0.0, 1e-3), moving, image, video,
+            300, 0.5, 0.1, LearningRates(1e-2, 1.5e-2, 5e-4, 0.0, 1e-3), moving, image, video,
             moving=True, dynamic_always=True, dilation=1, alpha_thre=1e-5, lr_decay=Ramp(1.0, 0.1, 0.6, 1.0), opaque=constant(1.0),
         ),
-        field=Field(Grid(4, 4, 16, 8, 2.0), Grid(4, 4, 16, 4, 1.6), hidden=32, deformation=Grid(4, 4, 16, 4, 1.6)),
+        field=Field(Grid(4, 4, 16, 8, 2.0), Grid(4, 4, 16, 8, 1.6), hidden=32, deformation=Grid(4, 4, 16, 4, 1.6)),
         background=Background(random=1.0, low=0.45, high=0.75, grey=True),  # as the models were trained (nano/data.py)
         march=March(samples=96, resolution=32, alpha_thre=0.003, update_every=16, warmup_steps=256),
         cameras=Cameras(distance=(2.6, 2.8), fovy=(40.0, 40.0), elevation=(0.0, 30.0)),

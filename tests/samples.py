@@ -45,7 +45,10 @@ class Matter(torch.nn.Module):
         self.distance, self.dense = distance, dense
 
     def forward(self, x: torch.Tensor, time: torch.Tensor, blob_std: float) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.dense * torch.sigmoid(-self.distance(x, time) / 0.002), (x + 1) / 2
+        return self.density(x, time, blob_std), (x + 1) / 2
+
+    def density(self, x: torch.Tensor, time: torch.Tensor, blob_std: float) -> torch.Tensor:
+        return self.dense * torch.sigmoid(-self.distance(x, time) / 0.002)
 
 
 def ball(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:

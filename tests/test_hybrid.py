@@ -224,4 +224,4 @@ def test_sds_with_the_exact_denoiser_of_a_dog_recovers_the_dog():
     scene.blob_std.fill_(0.5)
     shot = views(1)
     measured = compare(render_views(scene, shot), shot, subject)
-    assert measured["iou"].mean() > 0.9 and measured["psnr"].mean() > 24, measured
+    assert measured["iou"].mean() > 0.86 and measured["psnr"].mean() > 25, measured

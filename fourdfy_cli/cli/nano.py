@@ -45,12 +45,20 @@ def world(prompt: options.Prompt, common: options.Common, out: Video = None, she
 
 @app.command()
 @options.grouped
-def train(common: options.Common, part: Part = None, out: Folder = Path("nano"), resume: Again = False, seed: options.Seed = 0) -> None:
+def train(
+    common: options.Common,
+    part: Part = None,
+    out: Folder = Path("nano"),
+    resume: Again = False,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+) -> None:
     """Train the small models from a seed, all or one part."""
+    options.check_device(device)
     options.check_writable(out)
     from fourdfy_cli.nano.train import train as fit
 
-    fit(part, out, resume, seed, common.output.note)
+    fit(part, out, resume, seed, device, common.output.note)
     common.output.finish({"folder": out})
 
 

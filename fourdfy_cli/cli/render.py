@@ -40,7 +40,7 @@ class FilmOptions(options.Common):
     )
     size: Annotated[
         int | None,
-        typer.Option("--size", min=16, max=2048, help="Pixels a side.", show_default="from the checkpoint, at least 128; mav3d: 256"),
+        typer.Option("--size", min=16, max=2048, help="Pixels a side.", show_default="from the checkpoint, at least 256"),
     ] = None
     fps: Annotated[
         float | None, typer.Option("--fps", min=0.1, max=240, help="Frames a second.", show_default="16; mav3d: 15; a file's own")

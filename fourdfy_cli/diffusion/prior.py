@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fourdfy_cli.diffusion import models
 from fourdfy_cli.diffusion.encoders import Encoder, Pictures
 from fourdfy_cli.diffusion.models import Diffusion, ModelSpec, Vae
-from fourdfy_cli.diffusion.network import VAES
+from fourdfy_cli.diffusion.network import VAES, read_json
 from fourdfy_cli.errors import USAGE, FourdfyError
 
 
@@ -102,6 +102,9 @@ class UnetPrior(VideoPrior):
     @classmethod
     def check(cls, spec: ModelSpec, frames: int, size: tuple[int, int], clean_first: bool) -> None:
         refuse_clean_first(spec, clean_first)
+        most = read_json(spec.folder("unet") / "config.json").get("motion_max_seq_length")
+        if type(most) is int and frames > most:  # UNetMotionModel's frames know their place
+            raise FourdfyError(f"{spec.source} takes at most {most} frames, not {frames}", f"--set frames={most}", USAGE)
 
     @classmethod
     def cost(cls, vae: Vae) -> Cost:

@@ -2,65 +2,72 @@
 
 from __future__ import annotations
 
-import json
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPTextModel
 
 from fourdfy_cli.nano import data, networks
+from fourdfy_cli.nano.fit import ahead
 from fourdfy_cli.nano.objects import COLOURS, OBJECTS
 from fourdfy_cli.nano.prompts import MOTIONS, Subject
 from fourdfy_cli.scene.cameras import unit_camera
 from fourdfy_cli.store import files
 
-CHUNK = 2048  # groups between two saves of what is drawn
+GROUP = 64  # groups drawn from one seed
+SECONDS = 60.0  # between two saves of what is drawn
 
 
-def cache(path: Path, seed: int, groups: int, kind: data.Kind, vae, report=print) -> dict[str, Tensor]:
+def cache(path: Path, seed: int, groups: int, kind: data.Kind, vae, device: str = "cpu", report=print) -> dict[str, Tensor]:
     """Latents [N V C h w] (half precision), cameras [N V 16], azimuths [N V] and subjects [N 3] of drawn groups; kept
     in a file, made again from the seed if it is not there; what was drawn before an interruption is not drawn again.
 
     Kinds as in `data.draw`: V = 4 sides of "still" and "posed" things, FRAMES frames of a "clip", one picture of a
     "frozen" one, the same draw as the clip.
     """
-    turning = kind in ("still", "posed")
-    views = 4 if turning else networks.FRAMES
     if path.exists():
         return load_file(path)
-    rng, part = np.random.default_rng((seed, views, kind != "still")), path.with_suffix(".part")
-    made, start = _resume(part, rng)
-    for first in range(start, groups, CHUNK):
-        report(f"drawing {path.stem}: {first}/{groups}")
-        pieces = [_encoded(data.draw(rng, 64, views, kind), vae) for _ in range(first, min(first + CHUNK, groups), 64)]
-        pieces = [made, *pieces] if made else pieces
-        made = {name: torch.cat([p[name] for p in pieces]).contiguous() for name in pieces[0]}
-        with files.replacing(part) as temporary:
-            save_file(made, temporary, {"rng": json.dumps(rng.bit_generator.state)})
-    part.replace(path)
+    views, part = 4 if kind in ("still", "posed") else networks.FRAMES, path.with_suffix(".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pieces = [load_file(part)] if part.exists() else []
+    start = len(pieces[0]["latents"]) if pieces else 0
+
+    def make(number: int) -> data.Batch:
+        return data.draw(np.random.default_rng((seed, views, kind != "still", number)), GROUP, views, kind)
+
+    vae.to(device)
+    told = time.monotonic() - SECONDS
+    for number, batch in enumerate(ahead(make, start // GROUP, -(-groups // GROUP), device), start // GROUP):
+        if time.monotonic() - told >= SECONDS:
+            if pieces:
+                pieces = [_joined(pieces)]
+                with files.replacing(part) as temporary:
+                    save_file(pieces[0], temporary)
+            report(f"drawing {path.stem}: {number * GROUP}/{groups}")
+            told = time.monotonic()
+        pieces.append(_encoded(batch, vae, device))
+    vae.to("cpu")
+    made = _joined(pieces)
+    with files.replacing(path) as temporary:
+        save_file(made, temporary)
+    part.unlink(missing_ok=True)
     return made
 
 
-def _resume(part: Path, rng: np.random.Generator) -> tuple[dict[str, Tensor], int]:
-    """What an interrupted `cache` has drawn and of how many groups; `rng` goes on where it stopped."""
-    part.parent.mkdir(parents=True, exist_ok=True)
-    if not part.exists():
-        return {}, 0
-    with safe_open(part, "pt") as file:
-        rng.bit_generator.state = json.loads(file.metadata()["rng"])
-        made = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return made, len(made["latents"])
+def _joined(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([p[name] for p in pieces]).contiguous() for name in pieces[0]}
 
 
 @torch.no_grad()
-def _encoded(batch: data.Batch, vae) -> dict[str, Tensor]:
+def _encoded(batch: data.Batch, vae, device: str) -> dict[str, Tensor]:
     """What `cache` keeps of drawn groups."""
     groups = len(batch.rgb)
     return {
-        "latents": vae.encode(batch.rgb.flatten(0, 1)).latent.unflatten(0, (groups, -1)).half(),
+        "latents": vae.encode(batch.rgb.flatten(0, 1).to(device)).latent.unflatten(0, (groups, -1)).half().cpu(),
         "cameras": unit_camera(batch.c2w.flatten(0, 1)).unflatten(0, (groups, -1)),
         "azimuth": batch.azimuth,
         "subjects": encode_subjects(batch.subjects),
@@ -79,18 +86,21 @@ def decode_subject(row: Tensor) -> Subject:
 
 
 class Captions:
-    """Caption embeddings by a text encoder, each distinct caption encoded once a call."""
+    """Token ids [N L] of captions, each distinct one made once."""
 
-    def __init__(self, tokens, encoder):
-        self.tokens, self.encoder, self.ids = tokens, encoder, {}
+    def __init__(self, tokens):
+        self.tokens, self.known = tokens, {}
 
     def __call__(self, captions: list[str]) -> Tensor:
-        distinct = sorted(set(captions))
-        for text in distinct:
-            if text not in self.ids:
-                self.ids[text] = networks.token_ids(self.tokens, [text])[0]
-        states = self.encoder(torch.stack([self.ids[text] for text in distinct])).last_hidden_state
-        return states[torch.tensor([distinct.index(text) for text in captions])]
+        for text in {*captions} - self.known.keys():
+            self.known[text] = networks.token_ids(self.tokens, [text])[0]
+        return torch.stack([self.known[text] for text in captions])
+
+
+def words(encoder: CLIPTextModel, ids: Tensor, pictures: int) -> Tensor:
+    """Hidden states [N L D] of ids [G L] for N pictures, a text for every N / G of them."""
+    states = encoder(ids).last_hidden_state
+    return states[:, None].expand(-1, pictures // len(ids), -1, -1).flatten(0, 1)
 
 
 def noised(z: Tensor, t: Tensor, alphas_cumprod: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

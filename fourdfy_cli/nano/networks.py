@@ -16,6 +16,7 @@ from fourdfy_cli.nano.objects import COLOURS, OBJECTS
 from fourdfy_cli.nano.prompts import MOTIONS
 
 IMAGE_SIZE, LATENT_SIZE, LATENT_CHANNELS, FRAMES = 64, 8, 12, 8
+LATENT = (LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE)
 TEXT_WIDTH, TEXT_LENGTH = 64, 12
 CHANNELS, HEAD_WIDTH = (64, 128), 16
 WORDS = ("a", "an", ",", "front", "side", "back", "view", *COLOURS, *OBJECTS, *MOTIONS, "left", "right")

@@ -20,6 +20,7 @@ from fourdfy_cli.output.render import write_png
 from fourdfy_cli.scene.cameras import orbit_camera, unit_camera
 
 KINDS = ("multiview", "image", "video")
+SIDES = text.SECTORS[:6:2]  # front, left, back
 
 
 @torch.no_grad()
@@ -62,9 +63,9 @@ def load(kind: str) -> Diffusion:
 
 
 def sample(prompt: str, kind: str, out: Path, seed: int = 0, steps: int = 25, scale: float = 3.0) -> Path:
-    """Write samples of one prompt as a PNG: a row of 4 views, three pictures with view words, or a row of frames."""
+    """Write samples of one prompt as a PNG: a row of 4 views, pictures from SIDES, or a row of frames."""
     words = parse(prompt).text()
-    prompts = [f"{words}, {view}" for view in text.VIEW_WORDS] if kind == "image" else [words]
+    prompts = [text.worded(words, view) for view in SIDES] if kind == "image" else [words]
     pictures = draw(load(kind), prompts, kind, seed, steps, scale).flatten(0, 1)
     return write_png(out, tile(pictures, len(pictures)))
 

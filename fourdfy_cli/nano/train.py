@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderDC, UNet2DConditionModel, UNetMotionModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from fourdfy_cli.diffusion import models
@@ -18,8 +18,8 @@ from fourdfy_cli.diffusion.multiview import fold_views
 from fourdfy_cli.diffusion.verify import write_lock
 from fourdfy_cli.errors import USAGE, FourdfyError, typed
 from fourdfy_cli.nano import data, networks
-from fourdfy_cli.nano.fit import Fit, Loss, Plan
-from fourdfy_cli.nano.latents import Captions, cache, decode_subject, noised
+from fourdfy_cli.nano.fit import Draw, Fit, Plan, Recorded
+from fourdfy_cli.nano.latents import Captions, cache, decode_subject, noised, words
 from fourdfy_cli.nano.sample import draw, tile
 from fourdfy_cli.nano.train_clip import train_clip
 from fourdfy_cli.nano.train_video import train_video
@@ -32,7 +32,11 @@ PLANS = {
     "video": Plan(steps=24000, batch=8, rate=1.5e-3, pool=24576, ema=0.999),
     "clip": Plan(steps=2800, batch=128, rate=1e-3, pool=6144),
 }
-POSED = 600  # noise level below which half of the things are caught in motion (multiview_loss)
+ON_GPU = PLANS | {
+    "multiview": Plan(steps=6000, batch=512, rate=1.5e-3, pool=32768, ema=0.999),
+    "video": Plan(steps=4600, batch=128, rate=1.5e-3, pool=98304, ema=0.999),
+}
+POSED = 600  # noise level below which half of the things are caught in motion (multiview_draw)
 NAMED = 5 / 6  # of the single pictures' captions name the view; the twin of Eq. 4 is shown the bare prompt
 
 
@@ -55,30 +59,32 @@ def reconstruction(error: Tensor) -> Tensor:
     return 3 * error.square().mean() + error.abs().mean() + 0.5 * edges
 
 
-def train_vae(folder: Path, seed: int = 0, report=print) -> None:
+def train_vae(folder: Path, plan: Plan, seed: int = 0, device: str = "cpu", report=print) -> None:
     """Train the autoencoder under latent noise; fold a scale into its weights that gives every latent channel unit variance; then train
     its decoder on alone, which leaves the latents, and so the models of them, as they are."""
     torch.manual_seed(seed)
     model: Vae = networks.vae()
-    plan = PLANS["vae"]
-    fit = Fit("vae", {"vae": model}, plan, folder, seed, report=report)
+    fit = Fit("vae", {"vae": model}, plan, folder, seed, device, report=report)
     fit.resume()
     pool = pictures(seed, plan.pool)
 
-    def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        x = pool[torch.from_numpy(rng.integers(0, len(pool), plan.batch))]
+    def draw(rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        chosen = torch.from_numpy(rng.integers(0, len(pool), plan.batch))
+        return pool[chosen], torch.randn(plan.batch, *networks.LATENT, generator=generator)
+
+    def loss(x: Tensor, noise: Tensor) -> Tensor:
         z = model.encode(x).latent
-        error = model.decode(z + 0.03 * torch.randn(z.shape, generator=generator)).sample - x
+        error = model.decode(z + 0.03 * noise).sample - x
         return reconstruction(error) + 0.02 * z.mean((0, 2, 3)).square().mean()
 
-    fit.run(loss)
+    fit.run(draw, loss)
     test = pictures(seed + 1, 512)
     with torch.no_grad():
         std = model.encode(test).latent.std((0, 2, 3))
         model.encoder.conv_out.weight.div_(std[:, None, None, None])
         model.encoder.conv_out.bias.div_(std)
         model.decoder.conv_in.weight.mul_(std[None, :, None, None])
-    train_decoder(folder / "decoder", model, pool, seed, report)
+    train_decoder(folder / "decoder", model, pool, seed, device, report)
     with torch.no_grad():
         z = model.encode(test).latent
         back = model.decode(z).sample
@@ -87,41 +93,58 @@ def train_vae(folder: Path, seed: int = 0, report=print) -> None:
     write_png(folder / "samples.png", tile((torch.cat([test[:8], back[:8]]) + 1) / 2, 8))
 
 
-def train_decoder(folder: Path, model: Vae, pool: Tensor, seed: int, report=print) -> None:
+def train_decoder(folder: Path, model: Vae, pool: Tensor, seed: int, device: str = "cpu", report=print) -> None:
     """Train the decoder on, from the frozen encoder's latents of a pool of pictures, under a little noise."""
     plan = PLANS["decoder"]
-    fit = Fit("decoder", {"decoder": model.decoder}, plan, folder, seed, report=report)
-    fit.resume()
     with torch.no_grad():
         latents = torch.cat([model.encode(part).latent for part in pool.split(128)])
+    fit = Fit("decoder", {"decoder": model.decoder}, plan, folder, seed, device, report=report)
+    fit.resume()
 
-    def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+    def draw(rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         chosen = torch.from_numpy(rng.integers(0, len(pool), plan.batch))
-        z = latents[chosen]
-        return reconstruction(model.decoder(z + 0.05 * torch.randn(z.shape, generator=generator)) - pool[chosen])
+        return latents[chosen] + 0.05 * torch.randn(plan.batch, *networks.LATENT, generator=generator), pool[chosen]
 
-    fit.run(loss)
+    fit.run(draw, lambda z, x: reconstruction(model.decoder(z) - x))
 
 
-def train_multiview(folder: Path, vae_folder: Path, seed: int = 0, report=print) -> None:
-    """Train the multi-view UNet and the text encoder together; then fold the zero camera away for the image UNet."""
+def train_multiview(folder: Path, vae_folder: Path, plan: Plan, seed: int = 0, device: str = "cpu", report=print) -> None:
+    """Train the multi-view UNet and the text encoder together, mean squared error of v; then fold the zero camera away for the image
+    UNet."""
     torch.manual_seed(seed)
-    tokens, plan = networks.tokenizer(folder / "tokenizer"), PLANS["multiview"]
+    tokens = networks.tokenizer(folder / "tokenizer")
     encoder = networks.text_encoder(tokens)
     unet: Unet = networks.unet2d(camera=True)
     unet.to(memory_format=torch.channels_last)
-    fit = Fit("multiview", {"unet": unet, "text_encoder": encoder}, plan, folder, seed, report=report)
+    fit = Fit("multiview", {"unet": unet, "text_encoder": encoder}, plan, folder, seed, device, report=report)
     fit.resume()
-    fit.run(multiview_loss(folder, vae_folder, plan, seed, unet, Captions(tokens, encoder), report))
+
+    losses = {views: Recorded(MultiviewLoss(unet, encoder, views)) for views in (4, 1)}
+    draw = multiview_draw(folder, vae_folder, plan, seed, Captions(tokens), device, report)
+    fit.run(draw, lambda views, *drawn: losses[views](*drawn))
     encoder.save_pretrained(folder / "text_encoder")
     networks.scheduler().save_pretrained(folder / "scheduler")
+    fold_views(unet, 1)
     unet.to(memory_format=torch.contiguous_format).save_pretrained(folder / "multiview_unet")
     image_half(unet).save_pretrained(folder / "image_unet")
 
 
-def multiview_loss(folder: Path, vae_folder: Path, plan: Plan, seed: int, unet, captions: Captions, report=print) -> Loss:
+class MultiviewLoss(nn.Module):
+    """Squared error of v over pictures [N C h w], N / `views` groups of `views` with a caption [G L] each, as a function of tensors."""
+
+    def __init__(self, unet, encoder: CLIPTextModel, views: int):
+        super().__init__()
+        self.unet, self.encoder, self.views = unet, encoder, views
+
+    def forward(self, z_t: Tensor, v: Tensor, t: Tensor, camera: Tensor, ids: Tensor) -> Tensor:
+        fold_views(self.unet, self.views)
+        z_t = z_t.contiguous(memory_format=torch.channels_last)
+        return (self.unet(z_t, t, words(self.encoder, ids, len(t)), class_labels=camera).sample - v).square().mean()
+
+
+def multiview_draw(folder: Path, vae_folder: Path, plan: Plan, seed: int, captions: Captions, device: str = "cpu", report=print) -> Draw:
     """As MVDream was trained: 70 % of the batches are groups of 4 views with cameras, the rest single pictures with
-    view words and a zero camera; mean squared error of v.
+    view words and a zero camera. Draws the number of views and what MultiviewLoss takes.
 
     Above the noise level POSED everything stands in its canonical pose, whatever motion the caption names, so that stage 1, which
     starts up there, makes that pose. Below it the picture shows the pose, and half of the things are caught at a random time of a
@@ -129,33 +152,30 @@ def multiview_loss(folder: Path, vae_folder: Path, plan: Plan, seed: int, unet, 
     """
     vae = AutoencoderDC.from_pretrained(vae_folder).eval().requires_grad_(False)
     kinds: tuple[data.Kind, ...] = ("still", "posed")
-    pools = [cache(folder / f"{kind}.safetensors", seed, plan.pool, kind, vae, report) for kind in kinds]
+    pools = [cache(folder / f"{kind}.safetensors", seed, plan.pool, kind, vae, device, report) for kind in kinds]
     pool, size = {name: torch.cat([p[name] for p in pools]) for name in pools[0]}, len(pools[0]["latents"])
     abar = networks.scheduler().alphas_cumprod
 
-    def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        folded = rng.random() < 0.7
-        groups = plan.batch // 4 if folded else plan.batch
+    def draw(rng: np.random.Generator, generator: torch.Generator) -> tuple:
+        views = 4 if rng.random() < 0.7 else 1
+        groups = plan.batch // views
         t = torch.randint(0, 1000, (groups,), generator=generator)
         posed = (t.numpy() < POSED) & (rng.random(groups) < 0.5)
         chosen = torch.from_numpy(rng.integers(0, size, groups) + size * posed)
         subjects = [decode_subject(row) for row in pool["subjects"][chosen]]
         named = [1.0 if s.motion else 0.5 for s in subjects]
-        if folded:
+        if views == 4:
             z, camera = pool["latents"][chosen].float().flatten(0, 1), pool["cameras"][chosen].flatten(0, 1)
-            texts = [text for s, m in zip(subjects, named, strict=True) for text in [data.caption(s, rng, motion=m)] * 4]
+            texts = [data.caption(s, rng, motion=m) for s, m in zip(subjects, named, strict=True)]
             t = t.repeat_interleave(4)
         else:
             view = torch.from_numpy(rng.integers(0, 4, groups))
             z, camera = pool["latents"][chosen, view].float(), torch.zeros(groups, 16)
             azimuth = pool["azimuth"][chosen, view].tolist()
             texts = [data.caption(s, rng, a, m, view=NAMED) for s, a, m in zip(subjects, azimuth, named, strict=True)]
-        z_t, v = noised(z, t, abar, generator)
-        fold_views(unet, 4 if folded else 1)
-        out = unet(z_t.contiguous(memory_format=torch.channels_last), t, captions(texts), class_labels=camera).sample
-        return (out - v).square().mean()
+        return views, *noised(z, t, abar, generator), t, camera, captions(texts)
 
-    return loss
+    return draw
 
 
 def image_half(unet: Unet) -> UNet2DConditionModel:
@@ -192,8 +212,9 @@ def assemble(sources: list[Path], weights: Path) -> None:
 PARTS = ("vae", "multiview", "video", "clip")
 
 
-def train(part: str | None, folder: Path, resume: bool, seed: int, report=print) -> list[Path]:
-    """Train one part or all of them in order, in subfolders of `folder`, and collect the results in `folder`/weights.
+def train(part: str | None, folder: Path, resume: bool, seed: int, device: str = "cpu", report=print) -> list[Path]:
+    """Train one part or all of them in order, in subfolders of `folder`, and collect the results in `folder`/weights. On a GPU the two
+    diffusion models see larger batches.
 
     Every part needs those before it (but clip none). Without `resume`, a folder with a started part is refused.
     Raises FourdfyError (exit 2) for an unknown part, a missing earlier part, or a started one.
@@ -209,7 +230,7 @@ def train(part: str | None, folder: Path, resume: bool, seed: int, report=print)
         if part and missing:
             raise FourdfyError(f"{name} is trained after {missing[0]}, which has not ended", _again(missing[0], folder), USAGE)
     for name in parts:
-        train_part(name, folder, seed, report)
+        train_part(name, folder, seed, device, report)
     assemble([folder / name for name in reversed(PARTS)], folder / "weights")
     return [folder / "weights"]
 
@@ -219,16 +240,17 @@ def _again(part: str, folder: Path) -> str:
     return typed("fourdfy", "nano", "train", "--part", part, "--resume", "--out", folder)
 
 
-def train_part(name: str, folder: Path, seed: int, report=print) -> None:
-    here, vae = folder / name, folder / "vae" / "vae"
+def train_part(name: str, folder: Path, seed: int, device: str = "cpu", report=print) -> None:
+    here, vae, plan = folder / name, folder / "vae" / "vae", (PLANS if device == "cpu" else ON_GPU)[name]
+    torch.set_float32_matmul_precision("highest" if device == "cpu" else "high")  # TF32; cuDNN takes it anyway
     if name == "vae":
-        train_vae(here, seed, report)
+        train_vae(here, plan, seed, device, report)
     elif name == "multiview":
-        train_multiview(here, vae, seed, report)
+        train_multiview(here, vae, plan, seed, device, report)
     elif name == "video":
-        train_video(here, folder / "multiview", vae, PLANS[name], seed, report)
+        train_video(here, folder / "multiview", vae, plan, seed, device, report)
     else:
-        train_clip(here, PLANS[name], seed, report)
+        train_clip(here, plan, seed, device, report)
     if name in ("multiview", "video"):
         sample_sheet(folder, name, seed)
 

@@ -81,27 +81,29 @@ def worn(rgb: Tensor, rng: np.random.Generator, generator: torch.Generator) -> T
     return rgb + 0.1 * rng.random() * torch.randn(rgb.shape, generator=generator)
 
 
-def train_clip(folder: Path, plan: Plan, seed: int = 0, report=print) -> None:
+def train_clip(folder: Path, plan: Plan, seed: int = 0, device: str = "cpu", report=print) -> None:
     """Contrastive training; a caption and a picture match when every word of the caption is true of the picture."""
     torch.manual_seed(seed)
     model = open_clip.CLIP(**CONFIG)
     tokenize = open_clip.SimpleTokenizer(context_length=CONFIG["text_cfg"]["context_length"])
     pictures, labels = pool_of_pictures(seed, plan.pool)
-    fit = Fit("clip", {"clip": model}, plan, folder, seed, report=report)
+    fit = Fit("clip", {"clip": model}, plan, folder, seed, device, report=report)
     fit.resume()
 
-    def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+    def draw(rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, ...]:
         chosen = rng.integers(0, len(pictures), plan.batch)
         captions = [said(labels[i], rng) for i in chosen]
         match = torch.tensor([[float(true_of(c, labels[i])) for c in captions] for i in chosen])
         texts = tokenize([Subject(*c[:3]).text() + (f", {c[3]}" if c[3] else "") for c in captions])
-        rgb = worn(pictures[torch.from_numpy(chosen)].float() / 127.5 - 1, rng, generator)
+        return worn(pictures[torch.from_numpy(chosen)].float() / 127.5 - 1, rng, generator), texts, match
+
+    def loss(rgb: Tensor, texts: Tensor, match: Tensor) -> Tensor:
         logits = model.logit_scale.exp().clamp(max=100) * model.encode_image(rgb, True) @ model.encode_text(texts, True).T
         rows = -(logits.log_softmax(1) * match / match.sum(1, keepdim=True)).sum(1).mean()
         columns = -(logits.log_softmax(0) * match / match.sum(0, keepdim=True)).sum(0).mean()
         return (rows + columns) / 2
 
-    fit.run(loss)
+    fit.run(draw, loss)
     export_clip(model, folder / "clip")
 
 

@@ -17,8 +17,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from fourdfy_cli.diffusion.convolutions import flatten_convolutions
 from fourdfy_cli.diffusion.text import load_encoder
 from fourdfy_cli.nano import data, networks
-from fourdfy_cli.nano.fit import Fit, Plan
-from fourdfy_cli.nano.latents import Captions, cache, decode_subject, noised
+from fourdfy_cli.nano.fit import Fit, Plan, Recorded
+from fourdfy_cli.nano.latents import Captions, cache, decode_subject, noised, words
 from fourdfy_cli.nano.prompts import MOTIONS
 
 LOUD = 0.25  # standard deviation of a motion word's fresh embedding; other words' is 0.05
@@ -48,8 +48,8 @@ def inflate(image: UNet2DConditionModel) -> UNetMotionModel:
 
 
 def attentive(base: Path) -> CLIPTextModel:
-    """The video model's own text encoder: the shared one, its motion words drawn anew. That one learned with still pictures, where a
-    motion word is idle talk (data.caption), to hear none of them: "jumping" and "swaying" are 6 % of "red" and "blue" apart."""
+    """The video model's own text encoder: the shared one, its motion words drawn anew, loud and apart. In single pictures they say
+    little (data.caption), and as quiet as other words a video model did not hear them."""
     tokens, encoder = CLIPTokenizer.from_pretrained(base / "tokenizer"), load_encoder(base / "text_encoder", "cpu").requires_grad_(True)
     ids = [tokens(word, add_special_tokens=False).input_ids[0] for word in MOTIONS]
     words: Any = encoder.get_input_embeddings()
@@ -124,19 +124,31 @@ def draw_levels(count: int, rng: np.random.Generator) -> list[int]:
     return [int(rng.integers(*LEVELS[part][1:])) for part in parts]
 
 
-def pools_of(folder: Path, vae_folder: Path, plan: Plan, seed: int, report=print) -> dict[str, dict[str, Tensor]]:
+def pools_of(folder: Path, vae_folder: Path, plan: Plan, seed: int, device: str = "cpu", report=print) -> dict[str, dict[str, Tensor]]:
     """Clips, what they show before they move, the first quarter of them in another motion, and renders.safetensors if that is there."""
     vae = AutoencoderDC.from_pretrained(vae_folder).eval().requires_grad_(False)
     pools = {
-        "clips": cache(folder / "clips.safetensors", seed, plan.pool, "clip", vae, report),
-        "frozen": cache(folder / "frozen.safetensors", seed, plan.pool, "frozen", vae, report),
-        "other": cache(folder / "other.safetensors", seed, plan.pool // 4, "other", vae, report),
+        "clips": cache(folder / "clips.safetensors", seed, plan.pool, "clip", vae, device, report),
+        "frozen": cache(folder / "frozen.safetensors", seed, plan.pool, "frozen", vae, device, report),
+        "other": cache(folder / "other.safetensors", seed, plan.pool // 4, "other", vae, device, report),
     }
     saved = folder / "renders.safetensors"
     return pools | ({"renders": load_file(saved)} if saved.exists() else {})
 
 
-def train_video(folder: Path, base: Path, vae_folder: Path, plan: Plan, seed: int = 0, report=print) -> None:
+class VideoLoss(nn.Module):
+    """Weighted squared error of v over clips [N C F h w] with a caption [N L] each, as a function of tensors."""
+
+    def __init__(self, unet: nn.Module, encoder: CLIPTextModel):
+        super().__init__()
+        self.unet, self.encoder = unet, encoder
+
+    def forward(self, z_t: Tensor, v: Tensor, weight: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        out = self.unet(z_t, t, words(self.encoder, ids, len(t) * networks.FRAMES)).sample
+        return (weight * (out - v).square()).mean()
+
+
+def train_video(folder: Path, base: Path, vae_folder: Path, plan: Plan, seed: int = 0, device: str = "cpu", report=print) -> None:
     """Train the video UNet and its text encoder on clips of one period.
 
     Branch distillation asks the model about something no plain training shows it: a thing that stands still, under
@@ -147,26 +159,24 @@ def train_video(folder: Path, base: Path, vae_folder: Path, plan: Plan, seed: in
     """
     torch.manual_seed(seed)
     encoder, scheduler = attentive(base), networks.scheduler(to_noise=True)
-    pools = pools_of(folder, vae_folder, plan, seed, report)
+    pools = pools_of(folder, vae_folder, plan, seed, device, report)
     unet = inflate(UNet2DConditionModel.from_pretrained(base / "image_unet")).eval()
     flatten_convolutions(unet)
-    fit = Fit("video", {"unet": unet, "text_encoder": encoder}, plan, folder, seed, report=report)
+    fit = Fit("video", {"unet": unet, "text_encoder": encoder}, plan, folder, seed, device, report=report)
     fit.resume()
-    abar, captions = scheduler.alphas_cumprod, Captions(CLIPTokenizer.from_pretrained(base / "tokenizer"), encoder)
+    abar, captions = scheduler.alphas_cumprod, Captions(CLIPTokenizer.from_pretrained(base / "tokenizer"))
 
-    def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+    def draw(rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, ...]:
         levels = draw_levels(plan.batch, rng)
         clips = [draw_clip(pools, t, rng) for t in levels]
         z, t = torch.stack([c.target for c in clips]), torch.tensor(levels)
         signal = abar[t].reshape(-1, 1, 1, 1, 1)
         z_t, _ = noised(torch.stack([c.shown for c in clips]), t, abar, generator)
         v = (signal.sqrt() * z_t - z) / (1 - signal).sqrt()
-        words = captions([c.caption for c in clips]).repeat_interleave(networks.FRAMES, 0)
-        error = (unet(z_t, t, words).sample - v).square()
         right = torch.tensor([c.right for c in clips]).reshape(-1, 1, 1, 1, 1)
-        return torch.where(right, error, (1 - signal) * error).mean()
+        return z_t, v, torch.where(right, 1.0, 1 - signal), t, captions([c.caption for c in clips])
 
-    fit.run(loss)
+    fit.run(draw, Recorded(VideoLoss(unet, encoder)))
     unet.save_pretrained(folder / "video_unet")
     encoder.save_pretrained(folder / "video_text_encoder")
     scheduler.save_pretrained(folder / "video_scheduler")

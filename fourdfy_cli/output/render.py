@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from fourdfy_cli.errors import USAGE, FourdfyError
 from fourdfy_cli.output.ffmpeg import encoding, named, running, unwritable
 from fourdfy_cli.output.textfile import typed
 from fourdfy_cli.scene.cameras import Shot, orbit_camera
-from fourdfy_cli.scene.scene import Frames, Scene, camera_rays, render
+from fourdfy_cli.scene.scene import Frames, RenderOptions, Scene, camera_rays, occupied_at, render_rays
 from fourdfy_cli.store import checkpoint, files
 
 Picture = UInt8[np.ndarray, "H W C"]
@@ -69,12 +70,12 @@ class Orbit:
 
 
 def orbit_of(recipe: config.Recipe, size: int | None = None, frames: int = 64) -> Orbit:
-    """An orbit at the middle of the recipe's training cameras; `size` is at least 128 pixels unless given."""
+    """An orbit at the middle of the recipe's training cameras; `size` is at least 256 pixels unless given."""
     cameras = recipe.cameras
     elevation, distance, fovy = (sum(pair) / 2 for pair in (cameras.elevation, cameras.distance, cameras.fovy))
     stages = (recipe.stage1, recipe.stage2, recipe.stage3)
     largest = max(branch.size[0] for stage in stages for branch in (stage.multiview, stage.image, stage.video))
-    return Orbit(frames, 4, elevation, distance, fovy, size or max(128, largest))
+    return Orbit(frames, 4, elevation, distance, fovy, size or max(256, largest))
 
 
 def shot(azimuth: Float[Tensor, " V"], time: Float[Tensor, " V"], orbit: Orbit) -> Shot:
@@ -92,12 +93,15 @@ def backdrop(recipe: config.Recipe) -> Float[Tensor, " 3"] | None:
 
 @torch.no_grad()
 def rendered_views(scene: Scene, recipe: config.Recipe, shot: Shot) -> Iterator[RenderedView]:
-    """Each view of a shot in turn."""
-    plain = backdrop(recipe)
+    """Each view of a shot in turn. Where a view has more samples than the scene cells, only those that show at its moment are looked
+    into."""
+    plain, at = backdrop(recipe), lru_cache(MOMENTS)(partial(occupied_at, scene))
+    many = shot.size[0] * shot.size[1] * scene.march.samples > (2 * scene.march.resolution) ** 3
     black = torch.zeros_like(scene.blob_std).expand(3)
     for k in range(len(shot)):
         view = shot[k : k + 1].to(scene.blob_std.device)
-        frame = Frames(*(part[0] for part in render(scene, view, float(scene.blob_std), black, None, False)))
+        options = RenderOptions(float(scene.blob_std), black, cells=at(float(view.time)) if many else None)
+        frame = Frames(*(part.unflatten(0, view.size) for part in render_rays(scene, camera_rays(scene, view), options)))
         clear = (1 - frame.opacity)[..., None]
         behind = scene.background_net(camera_rays(scene, view).direction).view_as(frame.rgb) if plain is None else plain.to(black)
         cut_out = torch.cat([frame.rgb / frame.opacity.clamp_min(1e-6)[..., None], frame.opacity[..., None]], -1)

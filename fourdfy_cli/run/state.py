@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,11 @@ class Run:
 
     @property
     def text(self) -> str:
-        """The prompt as the models read it: the nano set has its own small grammar."""
-        return parse(self.prompt).text() if self.recipe.models.set == "nano" else self.prompt
+        """The prompt as the models read it: the nano set has its own small grammar, and is not told of motion before something moves."""
+        if self.recipe.models.set != "nano":
+            return self.prompt
+        subject = parse(self.prompt)
+        return (subject if self.recipe.stage(self.stage).moving else replace(subject, motion=None)).text()
 
     @property
     def last(self) -> Path:

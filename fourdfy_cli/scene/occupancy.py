@@ -27,6 +27,19 @@ def lookup(binary: Bool[Tensor, "R R R"], x: Float[Tensor, "N 3"]) -> Bool[Tenso
     return binary.flatten()[(i * cells + j) * cells + k] & inside
 
 
+def dilated(occupied: Bool[Tensor, "R R R"], cells: int) -> Bool[Tensor, "R R R"]:
+    """Cells within `cells` of an occupied one."""
+    return F.max_pool3d(occupied[None].float(), 2 * cells + 1, 1, cells)[0] > 0 if cells else occupied
+
+
+def bounds(binary: Bool[Tensor, "R R R"]) -> Float[Tensor, "2 3"]:
+    """Lower and upper corner of the smallest box around the occupied cells; both zero if there are none."""
+    cells = binary.nonzero()
+    if not len(cells):
+        return torch.zeros(2, 3, device=binary.device)
+    return torch.stack([cells.amin(0), cells.amax(0) + 1]).float() * (2 / len(binary)) - 1
+
+
 class Occupancy(nn.Module):
     """Buffers `value` [R R R] and `binary` [R R R]; every cell counts as occupied until the first update."""
 
@@ -60,10 +73,7 @@ class Occupancy(nn.Module):
         value = self.value.flatten()
         faded = value.scatter(0, cell, DECAY * value[cell])  # a cell drawn twice fades once
         self.value.copy_(faded.scatter_reduce(0, cell, found, "amax").view_as(self.value))
-        occupied = self.value > self.threshold()
-        if dilation:
-            occupied = F.max_pool3d(occupied[None].to(self.value.dtype), 2 * dilation + 1, 1, dilation)[0] > 0
-        self.binary.copy_(occupied)
+        self.binary.copy_(dilated(self.value > self.threshold(), dilation))
 
     def threshold(self) -> Float[Tensor, ""]:
         """The value above which a cell is occupied."""
@@ -74,11 +84,8 @@ class Occupancy(nn.Module):
         return self.value.mean((1, 2)).mean()
 
     def bounds(self) -> Float[Tensor, "2 3"]:
-        """Lower and upper corner of the smallest box around the occupied cells; both zero if there are none."""
-        cells = self.binary.nonzero()
-        if not len(cells):
-            return self.value.new_zeros(2, 3)
-        return torch.stack([cells.amin(0), cells.amax(0) + 1]).to(self.value.dtype) * (2 / self.cells) - 1
+        """Of the occupied cells, as `bounds`."""
+        return bounds(self.binary).to(self.value.dtype)
 
     def _all(self) -> Int[Tensor, " n"]:
         return torch.arange(self.cells**3, device=self.value.device)

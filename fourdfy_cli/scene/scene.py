@@ -18,7 +18,7 @@ from fourdfy_cli.scene.backend import TORCH, Backend
 from fourdfy_cli.scene.background import Background
 from fourdfy_cli.scene.cameras import Shot, rays
 from fourdfy_cli.scene.field import make
-from fourdfy_cli.scene.occupancy import Occupancy
+from fourdfy_cli.scene.occupancy import Occupancy, bounds, dilated
 from fourdfy_cli.scene.volume import Samples, accumulate
 
 Visible = Callable[[Tensor], Tensor]
@@ -56,12 +56,14 @@ class Rays(NamedTuple):
 
 
 class RenderOptions(NamedTuple):
-    """The density blob's size, a plain backdrop rgb [3] instead of the background network, and the opacity below which samples are
-    dropped (None: march.alpha_thre)."""
+    """The density blob's size, a plain backdrop rgb [3] instead of the background network, the opacity below which samples are dropped
+    (None: march.alpha_thre), and the cells [R R R] that are looked into (None: the occupied ones; see
+    `occupied_at`)."""
 
     blob_std: float
     backdrop: Tensor | None = None
     alpha_thre: float | None = None
+    cells: Tensor | None = None
 
 
 class Scene(nn.Module):
@@ -102,6 +104,25 @@ def update_occupancy(scene: Scene, step: int, blob_std: float, time: Tensor | fl
     scene.occupancy.update(density, scene.step_length, step, scene.march.warmup_steps, generator, dilation)
 
 
+def least_opacity(scene: Scene, alpha_thre: float | None = None) -> Tensor:
+    """The opacity of a sample below which it is left out of a picture."""
+    return scene.occupancy.mean().clamp(max=scene.march.alpha_thre if alpha_thre is None else alpha_thre)
+
+
+@torch.no_grad()
+def occupied_at(scene: Scene, time: float) -> Tensor:
+    """The cells, half as wide as those of the occupancy grid, that show at one moment in [0,1]: in which, or beside which, a sample in the
+    middle of the cell, about as wide as a marching step, would not be left out. Fewer than are occupied at any time."""
+    size = 2 * scene.occupancy.cells
+    inside = scene.occupancy.binary.repeat_interleave(2, 0).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    middle = (inside.nonzero() + 0.5) * (2 / size) - 1
+    least, moment = least_opacity(scene), middle.new_full((min(len(middle), CHUNK),), time)
+    tau = [scene.field.density(x, moment[: len(x)], float(scene.blob_std)) * scene.step_length for x in middle.split(CHUNK)]
+    shows = torch.zeros_like(inside)
+    shows[inside] = -torch.expm1(-torch.cat(tau)) >= least
+    return dilated(shows, 1)
+
+
 def render(
     scene: Scene,
     shot: Shot,
@@ -135,12 +156,13 @@ def render_rays(scene: Scene, rays: Rays, options: RenderOptions, train: bool = 
     """Colour, opacity and depth of rays, with a graph if `train`; see `render`. A ray's result does not depend on the others."""
     origin, direction = rays.origin, rays.direction
     grid, volume = scene.occupancy, scene.backend.volume
-    samples = volume.march(origin, direction, grid.binary, scene.step_length, rays.jitter, grid.bounds())
+    cells = grid.binary if options.cells is None else options.cells
+    samples = volume.march(origin, direction, cells, scene.step_length, rays.jitter, bounds(cells).to(origin))
     x, time = samples.points(origin, direction), rays.time.index_select(0, samples.ray)
 
     def visible(density: Tensor) -> Tensor:
         """Indices of the samples that show."""
-        least = grid.mean().clamp(max=scene.march.alpha_thre if options.alpha_thre is None else options.alpha_thre)
+        least = least_opacity(scene, options.alpha_thre)
         return volume.visible(density, samples, len(origin), least, scene.march.early_stop_eps).nonzero()[:, 0]
 
     with torch.set_grad_enabled(train):
@@ -156,12 +178,12 @@ def render_rays(scene: Scene, rays: Rays, options: RenderOptions, train: bool = 
 def _query(scene: Scene, samples: Samples, x: Tensor, time: Tensor, blob_std: float, visible: Visible) -> tuple[Tensor, Tensor, Tensor]:
     """Indices of the samples to keep, their density and rgb. ROUND samples of every ray are queried at once, front to back, and
     no more of a ray once nothing can be seen behind them."""
-    ray = samples.ray
-    number = torch.arange(len(ray), device=x.device) - torch.searchsorted(ray, ray)
-    rounds = number // ROUND
-    density, rgb, depth = x.new_zeros(len(x)), torch.zeros_like(x), x.new_zeros(int(ray[-1]) + 1 if len(ray) else 0)
-    for part in rounds.argsort(stable=True).split(rounds.bincount().tolist()):
-        part = part[(-depth[ray[part]]).exp() >= scene.march.early_stop_eps]
+    ray, count = samples.ray, samples.ray.bincount()
+    rounds = (torch.arange(len(ray), device=x.device) - (count.cumsum(0) - count)[ray]) // ROUND
+    density, rgb, depth = x.new_zeros(len(x)), torch.zeros_like(x), x.new_zeros(len(count))
+    for number in range(-(-int(count.max()) // ROUND) if len(ray) else 0):
+        part = (rounds == number).nonzero()[:, 0]
+        part = part if number == 0 else part[(-depth[ray[part]]).exp() >= scene.march.early_stop_eps]
         for block in part.split(CHUNK):
             density[block], rgb[block] = scene.field(x[block], time[block], blob_std)
         depth.index_add_(0, ray[part], density[part] * samples.delta)

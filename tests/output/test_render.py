@@ -25,7 +25,7 @@ from fourdfy_cli.scene.scene import render as picture_of
 
 def test_orbit_is_one_turn_at_the_middle_of_the_training_cameras():
     orbit = render.orbit_of(TINY)
-    assert (orbit.elevation, orbit.fovy, orbit.size) == (15.0, 40.0, 128) and orbit.distance == pytest.approx(2.7)
+    assert (orbit.elevation, orbit.fovy, orbit.size) == (15.0, 40.0, 256) and orbit.distance == pytest.approx(2.7)
     shot = orbit.shot()
     azimuth = torch.rad2deg(shot.azimuth()) % 360
     assert torch.allclose(azimuth, torch.arange(64) * 360 / 64, atol=1e-3)
@@ -36,8 +36,8 @@ def test_orbit_is_one_turn_at_the_middle_of_the_training_cameras():
 
 
 def test_size_is_the_largest_trained_on_unless_given():
-    stage = replace(TINY.stage2, image=replace(TINY.stage2.image, size=(200, 200)))
-    assert render.orbit_of(replace(TINY, stage2=stage)).size == 200
+    stage = replace(TINY.stage2, image=replace(TINY.stage2.image, size=(300, 300)))
+    assert render.orbit_of(replace(TINY, stage2=stage)).size == 300
     assert render.orbit_of(TINY, 40).size == 40
 
 

@@ -14,7 +14,7 @@ from fourdfy_cli import config
 from fourdfy_cli.nano import world
 from fourdfy_cli.scene.cameras import Shot, orbit_camera, rays
 from fourdfy_cli.scene.occupancy import lookup
-from fourdfy_cli.scene.scene import Scene, render, update_occupancy
+from fourdfy_cli.scene.scene import RenderOptions, Scene, camera_rays, occupied_at, render, render_rays, update_occupancy
 
 FIELD = config.Field(config.Grid(3, 2, 10, 4, 2.0), config.Grid(3, 2, 10, 3, 1.6), hidden=16, init=1e-2)
 MARCH = config.March(samples=40, resolution=12, alpha_thre=0.01)
@@ -94,6 +94,25 @@ def test_pruning_hardly_changes_the_picture_but_drops_samples():
         update_occupancy(scene, 0, 0.5, 0.0, generator())
         pictures.append(render(scene, look(2, 16), 0.5).rgb)
     assert 0 < (pictures[0] - pictures[1]).abs().max() < 0.05
+
+
+def test_cells_of_one_moment_show_the_same_picture():
+    """A blob where the occupancy grid, dilated, knows it; finer cells of one moment are fewer, and the picture stays."""
+    scene = make(dataclasses.replace(MARCH, alpha_thre=0.003))
+    update_occupancy(scene, 0, 0.3, 0.0, generator(), dilation=1)
+    scene.blob_std.fill_(0.3)
+    cells, whole = occupied_at(scene, 0.25), scene.occupancy.binary
+    assert cells.shape == (24, 24, 24) and 0.05 < cells.float().mean() < 0.7 * whole.float().mean()
+    seen = camera_rays(scene, look(3, 24, 0.25))
+
+    def opacity_and_colour(cells: torch.Tensor | None) -> torch.Tensor:
+        frames = render_rays(scene, seen, RenderOptions(0.3, torch.zeros(3), cells=cells))
+        return torch.cat([frames.rgb, frames.opacity[:, None]], 1)
+
+    some, every = opacity_and_colour(cells), opacity_and_colour(None)
+    assert (some - every).abs().max() < 0.02 and every.max() > 0.9
+    whole.fill_(False)
+    assert not occupied_at(scene, 0.25).any() and not opacity_and_colour(occupied_at(scene, 0.25)).any()
 
 
 def test_empty_scene_shows_the_background_and_trains_without_a_crash():

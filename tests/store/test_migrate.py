@@ -27,7 +27,15 @@ def recipe() -> Recipe:
     """What that run was made with, in today's words."""
     tiny = tiny_recipe()
     field = Field(Grid(2, 1, 7, 4, 2.0), Grid(2, 1, 7, 3, 2.0), hidden=4)
-    return dataclasses.replace(tiny, field=field, vsd=dataclasses.replace(tiny.vsd, rank=1))
+    stages = {}
+    for name in ("stage1", "stage2", "stage3"):  # the preset's branches at that time
+        stage = getattr(tiny, name)
+        image = dataclasses.replace(stage.image, view_words=(45.0, 45.0))
+        video = dataclasses.replace(stage.video, view_words=(45.0, 45.0), weight=0.1, amplification=30.0)
+        stages[name] = dataclasses.replace(stage, image=image, video=video)
+    rates = dataclasses.replace(tiny.stage3.lr, static=1e-3, dynamic=3e-2)
+    stages["stage3"] = dataclasses.replace(stages["stage3"], lr=rates)
+    return dataclasses.replace(tiny, field=field, vsd=dataclasses.replace(tiny.vsd, rank=1), **stages)
 
 
 @pytest.mark.parametrize("name", ["stage1.pt", "stage2.pt", "last.pt"])
