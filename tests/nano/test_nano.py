@@ -242,7 +242,8 @@ def test_training_resumes_bitwise_and_learns(tmp_path):
 def test_steps_are_drawn_ahead_in_order_by_processes(monkeypatch):
     """As for a GPU: other processes, the same draws."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    with warnings.catch_warnings(action="ignore"):  # pinned memory needs an accelerator
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pinned memory needs an accelerator
         drawn = list(ahead(lambda step: (step, os.getpid(), torch.full((2,), step)), 3, 9, "cuda"))
     assert [step for step, _, _ in drawn] == [*range(3, 9)] and all(bool((x == step).all()) for step, _, x in drawn)
     assert os.getpid() not in {pid for _, pid, _ in drawn} and len({pid for _, pid, _ in drawn}) == 2
