@@ -81,6 +81,13 @@ def test_what_does_not_fit_is_told_before_the_first_step(tmp_path: Path, capsys:
         assert words in told[-2] and told[-1].startswith("hint:"), told
 
 
+def test_frames_that_know_their_place_are_no_more_than_it_has(capsys: pytest.CaptureFixture[str]) -> None:
+    """The nano set's UNetMotionModel has 8 positions."""
+    assert main.run(["generate", "a red dog jumping", "--set=frames=9"]) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert "takes at most 8 frames, not 9" in told[-2] and told[-1] == "hint:  --set frames=8", told
+
+
 def test_dry_run_knows_the_new_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["generate", "a panda", "--preset=paper", "--commercial", "--dry-run", "--json"]) == 0
     data = json.loads(capsys.readouterr().out.splitlines()[-1])["data"]
