@@ -31,7 +31,7 @@ class Recorded:
     where that is enough: one by one, the thousands of kernels of a small network take five times as long to launch as to run."""
 
     def __init__(self, loss: nn.Module):
-        self.loss: nn.Module = loss
+        self.loss = loss
         self.graph: Any = None
 
     def __call__(self, *tensors: Tensor) -> Tensor:

@@ -242,7 +242,8 @@ def _again(part: str, folder: Path) -> str:
 
 def train_part(name: str, folder: Path, seed: int, device: str = "cpu", report=print) -> None:
     here, vae, plan = folder / name, folder / "vae" / "vae", (PLANS if device == "cpu" else ON_GPU)[name]
-    torch.set_float32_matmul_precision("highest" if device == "cpu" else "high")  # TF32; cuDNN takes it anyway
+    if device != "cpu":
+        torch.set_float32_matmul_precision("high")  # TF32, where it is not bfloat16; cuDNN takes it anyway
     if name == "vae":
         train_vae(here, plan, seed, device, report)
     elif name == "multiview":

@@ -100,10 +100,11 @@ def rendered_views(scene: Scene, recipe: config.Recipe, shot: Shot) -> Iterator[
     black = torch.zeros_like(scene.blob_std).expand(3)
     for k in range(len(shot)):
         view = shot[k : k + 1].to(scene.blob_std.device)
+        seen = camera_rays(scene, view)
         options = RenderOptions(float(scene.blob_std), black, cells=at(float(view.time)) if many else None)
-        frame = Frames(*(part.unflatten(0, view.size) for part in render_rays(scene, camera_rays(scene, view), options)))
+        frame = Frames(*(part.unflatten(0, view.size) for part in render_rays(scene, seen, options)))
         clear = (1 - frame.opacity)[..., None]
-        behind = scene.background_net(camera_rays(scene, view).direction).view_as(frame.rgb) if plain is None else plain.to(black)
+        behind = scene.background_net(seen.direction).view_as(frame.rgb) if plain is None else plain.to(black)
         cut_out = torch.cat([frame.rgb / frame.opacity.clamp_min(1e-6)[..., None], frame.opacity[..., None]], -1)
         distance = torch.where(frame.opacity > 0, frame.depth / frame.opacity.clamp_min(1e-6), 0)
         yield RenderedView(to_uint8(frame.rgb + clear * behind), to_uint8(cut_out), distance.cpu().numpy(), frame.opacity.cpu().numpy())

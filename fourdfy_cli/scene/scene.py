@@ -57,8 +57,7 @@ class Rays(NamedTuple):
 
 class RenderOptions(NamedTuple):
     """The density blob's size, a plain backdrop rgb [3] instead of the background network, the opacity below which samples are dropped
-    (None: march.alpha_thre), and the cells [R R R] that are looked into (None: the occupied ones; see
-    `occupied_at`)."""
+    (None: march.alpha_thre), and the cells [R R R] that are looked into (None: the occupied ones; see `occupied_at`)."""
 
     blob_std: float
     backdrop: Tensor | None = None
