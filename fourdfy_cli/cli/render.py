@@ -18,6 +18,7 @@ from fourdfy_cli.output.textfile import typed
 if TYPE_CHECKING:
     from fourdfy_cli.output.render import Picture, RenderedView
     from fourdfy_cli.scene.cameras import Shot
+    from fourdfy_cli.scene.scene import Scene
 
 PATHS = "orbit, fixed, turntable (at --time), mav3d (the published evaluation), or a FILE.json, ours or nerfstudio's."
 OWN = r"((stage[123]|last|last\.prev)-)?(orbit|mav3d|fixed|turntable|grid)(-depth)?(-alpha)?"
@@ -78,7 +79,8 @@ def render(source: Source, wanted: FilmOptions) -> None:
             options.check_writable(folder)
         looks = wanted.output.counted(pictures.rendered_views(scene, recipe, shot), len(shot), "rendering")
         with files.filled(wanted.frames) as frames:
-            shown = _pictures(looks, shot, wanted, frames, film.fps)
+            looks = _saved(looks, scene, shot, frames, film.fps) if frames else looks
+            shown = _pictures(looks, shot, wanted)
             pictures.write_png(out, pictures.sheet(shown, grid[1])) if grid else pictures.write_video(out, shown, film.fps)
     data = {"picture" if grid else "video": out, "frames": wanted.frames, "count": len(shot), "size": shot.size[0]}
     wanted.output.finish(data if grid else data | {"fps": film.fps, "there_and_back": not closed})
@@ -126,18 +128,21 @@ def _check_replaced(out: Path, source: Path, wanted: FilmOptions) -> None:
         options.check_free(wanted.frames, "frames", lambda free: typed(*again, "--frames", free))
 
 
-def _pictures(looks: Iterator[RenderedView], shot: Shot, wanted: FilmOptions, folder: Path | None, fps: float) -> Iterator[Picture]:
-    """What is shown of each view; all of it also goes to the folder of frames if there is one."""
-    from fourdfy_cli.output import frames
+def _saved(looks: Iterator[RenderedView], scene: Scene, shot: Shot, folder: Path, fps: float) -> Iterator[RenderedView]:
+    """The same views, each of them also in the folder of frames."""
+    from fourdfy_cli.output import frames, surface
 
-    if folder:
-        frames.save_cameras(folder, shot, fps)
+    frames.save_cameras(folder, shot, fps)
+    for k, (view, distance) in enumerate(zip(looks, surface.distances(scene, shot), strict=True)):
+        frames.save(folder, shot, k, view, distance)
+        yield view
+
+
+def _pictures(looks: Iterator[RenderedView], shot: Shot, wanted: FilmOptions) -> Iterator[Picture]:
+    """What is shown of each view."""
     distance = shot.c2w[:, :3, 3].norm(dim=-1)
     bounds = max(0.0, float(distance.min()) - 1), float(distance.max()) + 1
-    for k, view in enumerate(looks):
-        if folder:
-            frames.save(folder, shot, k, view)
-        yield _shown(view, wanted, bounds)
+    return (_shown(view, wanted, bounds) for view in looks)
 
 
 def _shown(view: RenderedView, wanted: FilmOptions, bounds: tuple[float, float]) -> Any:

@@ -36,11 +36,11 @@ def focal_length(shot: Shot, k: int) -> float:
     return 0.5 * shot.size[0] / math.tan(float(shot.fovy[k]) / 2)
 
 
-def save(folder: Path, shot: Shot, k: int, view: RenderedView) -> None:
-    """images/0000.png and depth/0000.png of view k."""
+def save(folder: Path, shot: Shot, k: int, view: RenderedView, distance: np.ndarray) -> None:
+    """images/0000.png and depth/0000.png of view k; distance [H W] along the rays, world units."""
     for name in ("images", "depth"):
         (folder / name).mkdir(exist_ok=True)
-    depth = np.where(view.opacity > SOLID, view.distance * axis_share(shot, k) / UNIT, 0).round().clip(0, 65535)
+    depth = np.where(view.opacity > SOLID, distance * axis_share(shot, k) / UNIT, 0).round().clip(0, 65535)
     Image.fromarray(view.cut_out).save(folder / "images" / f"{k:04}.png")
     Image.fromarray(depth.astype(np.uint16)).save(folder / "depth" / f"{k:04}.png")
 

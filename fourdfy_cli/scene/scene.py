@@ -97,10 +97,15 @@ def update_occupancy(scene: Scene, step: int, blob_std: float, time: Tensor | fl
     """One occupancy update at one time in [0,1], at `step` of the stage (the first steps visit every cell)."""
 
     def density(x: Tensor) -> Tensor:
-        moment = torch.as_tensor(time, dtype=x.dtype, device=x.device).expand(len(x))
-        return torch.cat([scene.field.density(a, t, blob_std) for a, t in zip(x.split(CHUNK), moment.split(CHUNK), strict=True)])
+        return density_at(scene, x, time, blob_std)
 
     scene.occupancy.update(density, scene.step_length, step, scene.march.warmup_steps, generator, dilation)
+
+
+def density_at(scene: Scene, x: Tensor, time: Tensor | float, blob_std: float) -> Tensor:
+    """Density [N] per world unit at points [N 3] and a moment in [0,1], or one for each point; CHUNK points at once."""
+    moment = torch.as_tensor(time, dtype=x.dtype, device=x.device).expand(len(x))
+    return torch.cat([scene.field.density(a, t, blob_std) for a, t in zip(x.split(CHUNK), moment.split(CHUNK), strict=True)])
 
 
 def least_opacity(scene: Scene, alpha_thre: float | None = None) -> Tensor:
@@ -115,10 +120,9 @@ def occupied_at(scene: Scene, time: float) -> Tensor:
     size = 2 * scene.occupancy.cells
     inside = scene.occupancy.binary.repeat_interleave(2, 0).repeat_interleave(2, 1).repeat_interleave(2, 2)
     middle = (inside.nonzero() + 0.5) * (2 / size) - 1
-    least, moment = least_opacity(scene), middle.new_full((min(len(middle), CHUNK),), time)
-    tau = [scene.field.density(x, moment[: len(x)], float(scene.blob_std)) * scene.step_length for x in middle.split(CHUNK)]
+    tau = density_at(scene, middle, time, float(scene.blob_std)) * scene.step_length
     shows = torch.zeros_like(inside)
-    shows[inside] = -torch.expm1(-torch.cat(tau)) >= least
+    shows[inside] = -torch.expm1(-tau) >= least_opacity(scene)
     return dilated(shows, 1)
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from samples import TINY, matter, scene
+from samples import TINY, ball, matter, scene
 
-from fourdfy_cli.output import colours, frames, mesh, render
+from fourdfy_cli.output import colours, frames, mesh, render, surface
 from fourdfy_cli.scene.cameras import Shot, orbit_camera
+from fourdfy_cli.scene.scene import Scene
 
 FINE = 8  # a pixel of a drawn silhouette is looked up in the middle of FINE x FINE
 
@@ -34,13 +35,28 @@ def silhouette(body: mesh.Mesh, told: dict, frame: dict) -> np.ndarray:
     return np.asarray(picture)[FINE // 2 :: FINE, FINE // 2 :: FINE]
 
 
-@pytest.mark.parametrize("size", [(64, 64), (48, 72)])
-def test_the_cameras_fit_silhouette_and_depth(tmp_path: Path, size: tuple[int, int]):
+class Fog(torch.nn.Module):
+    """Density of a ball that grows inwards, over a third of its radius: light is lost far behind the surface."""
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, blob_std: float) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.density(x, time, blob_std), (x + 1) / 2
+
+    def density(self, x: torch.Tensor, time: torch.Tensor, blob_std: float) -> torch.Tensor:
+        return 12 * torch.sigmoid(-ball(x, time) / 0.06)
+
+
+def fog() -> Scene:
     made = matter()
+    made.field = Fog()
+    return made
+
+
+@pytest.mark.parametrize(("size", "made"), [((64, 64), matter()), ((48, 72), matter()), ((64, 64), fog())], ids=["square", "wide", "fog"])
+def test_the_cameras_fit_silhouette_and_depth(tmp_path: Path, size: tuple[int, int], made: Scene):
     c2w = orbit_camera(torch.tensor([0.3, 2.0, 4.5]), torch.tensor([0.2, -0.5, 0.9]), torch.tensor([2.5, 3.0, 2.8]))
     shot = Shot(c2w, torch.full((3,), 0.7), torch.tensor([0.0, 0.0, 0.5]), size)
-    for k, view in enumerate(render.rendered_views(made, TINY, shot)):
-        frames.save(tmp_path, shot, k, view)
+    for k, (view, distance) in enumerate(zip(render.rendered_views(made, TINY, shot), surface.distances(made, shot), strict=True)):
+        frames.save(tmp_path, shot, k, view, distance)
     frames.save_cameras(tmp_path, shot, 16)
     told = json.loads((tmp_path / "transforms.json").read_text())
     assert (told["h"], told["w"]) == size and len(told["frames"]) == 3

@@ -90,6 +90,8 @@ def test_the_slider_moves_the_object_and_files_come(served: viewers.Viewer, ball
         assert shot.shape == (128, round(128 * view.aspect), 3) and np.array_equal(shot, shown(ball, view, 128, "colour"))
         assert red(shot.astype(float)).any()
 
+        click(driver, "orbit")  # the arrows that move the slider turn the camera too, for as long as a key is down
+        until(lambda: np.allclose(visitor.client.camera.position, place("orbit", served.source.distance), atol=1e-3))
         record = driver.find_elements("css selector", "input[type=checkbox]")[-1]
         press(driver, record)
         until(lambda: visitor.moments is not None)
