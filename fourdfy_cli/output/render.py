@@ -11,7 +11,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fourdfy_cli import config, kernels
 from fourdfy_cli.errors import USAGE, FourdfyError
+from fourdfy_cli.kernels.threads import side_by_side
 from fourdfy_cli.output.ffmpeg import encoding, named, running, unwritable
 from fourdfy_cli.output.textfile import typed
 from fourdfy_cli.scene.cameras import Shot, orbit_camera
@@ -33,6 +34,7 @@ from fourdfy_cli.store import checkpoint, files
 
 Picture = UInt8[np.ndarray, "H W C"]
 MOMENTS = 16  # of a cycle, looked at to see whether it is closed
+AT_ONCE = 2**19  # pixels that are rendered side by side: two pictures of 512 x 512
 LEAP = 1.5  # what a closed cycle's last change may be over the largest of its others
 
 
@@ -91,23 +93,27 @@ def backdrop(recipe: config.Recipe) -> Float[Tensor, " 3"] | None:
     return torch.full((3,), (ground.low + ground.high) / 2) if ground.random >= 1 else None
 
 
-@torch.no_grad()
 def rendered_views(scene: Scene, recipe: config.Recipe, shot: Shot) -> Iterator[RenderedView]:
-    """Each view of a shot in turn. Where a view has more samples than the scene cells, only those that show at its moment are looked
-    into."""
-    plain, at = backdrop(recipe), lru_cache(MOMENTS)(partial(occupied_at, scene))
-    many = shot.size[0] * shot.size[1] * scene.march.samples > (2 * scene.march.resolution) ** 3
-    black = torch.zeros_like(scene.blob_std).expand(3)
-    for k in range(len(shot)):
-        view = shot[k : k + 1].to(scene.blob_std.device)
-        seen = camera_rays(scene, view)
-        options = RenderOptions(float(scene.blob_std), black, cells=at(float(view.time)) if many else None)
-        frame = Frames(*(part.unflatten(0, view.size) for part in render_rays(scene, seen, options)))
-        clear = (1 - frame.opacity)[..., None]
-        behind = scene.background_net(seen.direction).view_as(frame.rgb) if plain is None else plain.to(black)
-        cut_out = torch.cat([frame.rgb / frame.opacity.clamp_min(1e-6)[..., None], frame.opacity[..., None]], -1)
-        distance = torch.where(frame.opacity > 0, frame.depth / frame.opacity.clamp_min(1e-6), 0)
-        yield RenderedView(to_uint8(frame.rgb + clear * behind), to_uint8(cut_out), distance.cpu().numpy(), frame.opacity.cpu().numpy())
+    """Each view of a shot in turn, on a CPU some of them side by side. Where a view has more samples than the scene cells, only those
+    that show at its moment are looked into."""
+    pixels = shot.size[0] * shot.size[1]
+    at = lru_cache(MOMENTS)(partial(occupied_at, scene)) if pixels * scene.march.samples > (2 * scene.march.resolution) ** 3 else None
+    on_cpu = scene.blob_std.device.type == "cpu"
+    return side_by_side(lambda k: _view(scene, backdrop(recipe), shot[k : k + 1], at), len(shot), AT_ONCE // pixels if on_cpu else 1)
+
+
+@torch.no_grad()
+def _view(scene: Scene, plain: Tensor | None, shot: Shot, occupied: Callable[[float], Tensor] | None) -> RenderedView:
+    """One view, on a plain colour or the scene's own background."""
+    shot, black = shot.to(scene.blob_std.device), torch.zeros_like(scene.blob_std).expand(3)
+    seen = camera_rays(scene, shot)
+    options = RenderOptions(float(scene.blob_std), black, cells=occupied(float(shot.time)) if occupied else None)
+    frame = Frames(*(part.unflatten(0, shot.size) for part in render_rays(scene, seen, options)))
+    clear = (1 - frame.opacity)[..., None]
+    behind = scene.background_net(seen.direction).view_as(frame.rgb) if plain is None else plain.to(black)
+    cut_out = torch.cat([frame.rgb / frame.opacity.clamp_min(1e-6)[..., None], frame.opacity[..., None]], -1)
+    distance = torch.where(frame.opacity > 0, frame.depth / frame.opacity.clamp_min(1e-6), 0)
+    return RenderedView(to_uint8(frame.rgb + clear * behind), to_uint8(cut_out), distance.cpu().numpy(), frame.opacity.cpu().numpy())
 
 
 def views(scene: Scene, recipe: config.Recipe, shot: Shot) -> Iterator[Picture]:
