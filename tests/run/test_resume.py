@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from faults import NAME, PROMPT, TYPED, Silent, cheap, ended, folder_of, forked, go, process, recipe, result
 from samples import tiny_recipe
+from scipy.stats import theilslopes
 
 from fourdfy_cli import config, presets
 from fourdfy_cli.errors import STOPPED, FourdfyError
@@ -129,9 +129,10 @@ class Growth(Silent):
 
 
 def grown(events: Growth) -> tuple[float, int, int]:
-    """MB per 100 steps after the first third, and how many more files and threads there are."""
+    """MB per 100 steps after the first third, and how many more files and threads there are. The slope is the median over pairs (Theil and
+    Sen's), which what is freed again does not move."""
     later = events.seen[len(events.seen) // 3 :]
-    slope = np.polyfit(np.arange(len(later)), [memory for memory, *_ in later], 1)[0]
+    slope = theilslopes([memory for memory, *_ in later])[0]
     return 10 * slope, later[-1][1] - later[0][1], later[-1][2] - later[0][2]
 
 
