@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fourdfy_cli.errors import FAILURE, FourdfyError
-from fourdfy_cli.store.files import alive, replacing, sweep, sync
+from fourdfy_cli.store.files import alive, filled, replacing, sweep, sync
 from fourdfy_cli.store.folder import Metrics, read_json, write_json
 
 
@@ -144,3 +144,33 @@ def test_a_name_that_cannot_be(tmp_path: Path):
     with pytest.raises(FourdfyError, match="cannot write"):
         write_json(tmp_path / "a.json", {})
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_folder_is_filled_at_the_end_or_not_at_all(tmp_path: Path):
+    folder = tmp_path / "frames"
+    with pytest.raises(RuntimeError), filled(folder) as temporary:
+        assert temporary
+        (temporary / "0.png").touch()
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+    left = tmp_path / ".part-999999999-frames"
+    left.mkdir()
+    ours = tmp_path / f".part-{os.getppid()}-frames"
+    ours.mkdir()
+    with filled(folder) as temporary:
+        assert temporary and not folder.exists() and not left.exists() and ours.exists()
+        (temporary / "0.png").write_text("new")
+    assert os.listdir(folder) == ["0.png"]
+    with filled(folder) as temporary:
+        assert temporary
+        (temporary / "1.png").write_text("more")
+    assert sorted(os.listdir(folder)) == ["0.png", "1.png"] and sorted(os.listdir(tmp_path)) == [ours.name, "frames"]
+    with filled(None) as nothing:
+        assert nothing is None
+
+
+def test_a_folder_where_none_can_be(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FourdfyError, match="cannot write .*frames") as caught, filled(tmp_path / "file" / "frames"):
+        raise AssertionError
+    assert caught.value.code == FAILURE and caught.value.hint.startswith("df -h")
