@@ -68,8 +68,10 @@ class Bent(Deformed):
     """A ball in the static scene that is bent, moved and squeezed over time."""
 
     def decode(self, features: torch.Tensor, x: torch.Tensor, blob_std: float) -> tuple[torch.Tensor, torch.Tensor]:
-        origin = features[:, -3:]
-        return 400 * torch.sigmoid((0.4 - origin.norm(dim=1)) / 0.002), (origin + 1) / 2
+        return self.density_of(features, x, blob_std), (features[:, -3:] + 1) / 2
+
+    def density_of(self, features: torch.Tensor, x: torch.Tensor, blob_std: float) -> torch.Tensor:
+        return 400 * torch.sigmoid((0.4 - features[:, -3:].norm(dim=1)) / 0.002)
 
 
 def bent() -> Scene:

@@ -17,7 +17,7 @@ from torch import Tensor
 from fourdfy_cli.errors import FAILURE, USAGE, FourdfyError
 from fourdfy_cli.output.extras import require
 from fourdfy_cli.scene.occupancy import lookup
-from fourdfy_cli.scene.scene import CHUNK, Scene
+from fourdfy_cli.scene.scene import CHUNK, Scene, density_at
 
 RESOLUTION = 128
 SMALL = 0.05  # a component with less than this share of the largest one's area goes
@@ -78,7 +78,7 @@ def densities(scene: Scene, time: float, resolution: int = RESOLUTION) -> np.nda
     for plane, x in zip(volume, axis, strict=True):
         points = torch.cartesian_prod(x[None], axis, axis)
         inside = lookup(scene.occupancy.binary, points)
-        plane.view(-1)[inside.cpu()] = field(scene, points[inside], time)[0].cpu()
+        plane.view(-1)[inside.cpu()] = density_at(scene, points[inside], time, float(scene.blob_std)).cpu()
     return volume.numpy()
 
 

@@ -96,10 +96,10 @@ def backdrop(recipe: config.Recipe) -> Float[Tensor, " 3"] | None:
 def rendered_views(scene: Scene, recipe: config.Recipe, shot: Shot) -> Iterator[RenderedView]:
     """Each view of a shot in turn, on a CPU some of them side by side. Where a view has more samples than the scene cells, only those
     that show at its moment are looked into."""
-    pixels = shot.size[0] * shot.size[1]
+    pixels, plain = shot.size[0] * shot.size[1], backdrop(recipe)
     at = lru_cache(MOMENTS)(partial(occupied_at, scene)) if pixels * scene.march.samples > (2 * scene.march.resolution) ** 3 else None
     on_cpu = scene.blob_std.device.type == "cpu"
-    return side_by_side(lambda k: _view(scene, backdrop(recipe), shot[k : k + 1], at), len(shot), AT_ONCE // pixels if on_cpu else 1)
+    return side_by_side(lambda k: _view(scene, plain, shot[k : k + 1], at), len(shot), AT_ONCE // pixels if on_cpu else 1)
 
 
 @torch.no_grad()

@@ -13,21 +13,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fourdfy_cli.output.mesh import FLOOR, automatic, densities
+from fourdfy_cli.output.mesh import FLOOR
+from fourdfy_cli.output.sequence import MeshOptions, level
 from fourdfy_cli.scene.cameras import Shot
 from fourdfy_cli.scene.occupancy import bounds
 from fourdfy_cli.scene.scene import Rays, Scene, camera_rays, density_at
 from fourdfy_cli.scene.volume import RAYS
 
-MOMENTS = 4  # at most, that a threshold is chosen from
-RESOLUTION = 96
-
 
 def distances(scene: Scene, shot: Shot) -> Iterator[np.ndarray]:
     """For each view in turn, how far [H W] along its rays they first meet the surface of that moment, world units; 0 where they never do.
-    One threshold for all, as `mesh.automatic` chooses it from some of them."""
-    times = sorted(set(shot.time.tolist()))
-    threshold = automatic(densities(scene, time, RESOLUTION) for time in times[:: -(-len(times) // MOMENTS)])
+    The threshold is the one that `export` chooses."""
+    threshold = level(scene, MeshOptions(), lambda items, *_: iter(items))
     for k in range(len(shot)):
         met = [first_met(scene, rays, threshold) for rays in camera_rays(scene, shot[k : k + 1]).split(RAYS)]
         yield torch.cat(met).view(shot.size).cpu().numpy()
