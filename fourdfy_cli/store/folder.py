@@ -10,6 +10,7 @@ import os
 import re
 import tempfile
 import unicodedata
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def read_runs(path: Path, words: Iterable[str], figures: Iterable[str], others: 
 
 
 class Metrics:
-    """metrics.jsonl, one object a step. Opening it at (stage, step) drops what lies beyond, so that a resumed run
+    """metrics.jsonl, one object a step, its checksum last. Opening it at (stage, step) drops what lies beyond, so that a resumed run
     leaves the same lines as one that was never cut. Raises FourdfyError (exit 1) where the disk refuses."""
 
     def __init__(self, path: Path, stage: int, step: int, note: Callable[[str], None] = lambda _: None):
@@ -108,7 +109,8 @@ class Metrics:
 
     def write(self, row: dict[str, Any]) -> None:
         try:
-            self.file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+            row = finite(row)
+            self.file.write(json.dumps(row | {"crc": checksum(row)}, allow_nan=False) + "\n")
         except OSError as error:
             raise refused(self.path, error) from None
 
@@ -150,10 +152,22 @@ def metrics_lines(path: Path, tail: int | None = None) -> list[bytes]:
 
 
 def metrics_row(line: bytes) -> dict[str, Any] | None:
-    """A line of metrics.jsonl with the step that it tells of; None for one that is damaged."""
+    """A line of metrics.jsonl with the step that it tells of, without its checksum; None for one that is damaged."""
     try:
         row = json.loads(line)
         whole = type(row["stage"]) is type(row["step"]) is int
+        name, last = list(row.items())[-1]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
+    if name == "crc":
+        whole = whole and last == checksum(row)
+        del row["crc"]
+    elif re.fullmatch("[0-9a-f]{8}", str(last)) and isinstance(last, str):  # its name is damaged; lines of 0.1.0 have none
+        return None
     return row if whole else None
+
+
+def checksum(row: dict[str, Any]) -> str:
+    """CRC-32 of a row but for what differs from run to run, eight hexadecimal digits."""
+    told = {name: value for name, value in row.items() if name not in ("seconds", "rung", "crc")}
+    return f"{zlib.crc32(json.dumps(told, sort_keys=True).encode()):08x}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import math
 import os
 import types
 from pathlib import Path
@@ -112,6 +114,20 @@ def test_results_that_are_none(tmp_path: Path, content: str):
 def test_lines_of_metrics(line: bytes, place: tuple[int, int] | None):
     row = metrics_row(line)
     assert (row and (row["stage"], row["step"])) == place
+
+
+def test_every_flipped_bit_of_a_line_is_noticed_or_a_time(tmp_path: Path):
+    row = {"stage": 2, "step": 7, "branch": "image", "image": 0.0123, "t": math.nan, "skipped": "loss", "rung": 1, "seconds": 2.5}
+    with contextlib.closing(Metrics(tmp_path / "m.jsonl", 2, 7)) as metrics:
+        metrics.write(row)
+    line = (tmp_path / "m.jsonl").read_bytes().rstrip()
+    written = metrics_row(line)
+    assert written == row | {"t": None} and json.loads(line).keys() == row.keys() | {"crc"}
+    for bit in range(8 * len(line)):
+        flipped = bytearray(line)
+        flipped[bit // 8] ^= 1 << bit % 8
+        found = metrics_row(bytes(flipped))
+        assert found is None or found | {"rung": 1, "seconds": 2.5} == written, (bit, bytes(flipped))
 
 
 def test_metrics_go_on_where_the_checkpoint_stands(tmp_path: Path):
