@@ -22,6 +22,8 @@ from fourdfy_cli.scene.scene import Scene
 from fourdfy_cli.store import checkpoint, migrate
 from fourdfy_cli.store.folder import read_json, run_folder, write_json
 
+FEW = 4  # settings to type
+
 
 @dataclass
 class Run:
@@ -141,9 +143,11 @@ def _check_owner(path: Path, found: dict[str, Any], prompt: str, recipe: Recipe,
         theirs = f"{found['prompt']!r} with seed {found['seed']}"
         raise FourdfyError(f"{path} belongs to another prompt: {theirs}, not {prompt!r} with seed {seed}", hint, USAGE)
     theirs, ours = (leaves(to_dict(one)) for one in (from_dict(found["recipe"]), recipe))
-    if other := [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]:
-        key = min(other)
+    if other := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
+        key = other[0]
         message = f"{path} holds a run with other settings: {key} is {theirs.get(key)}, not {ours.get(key)}"
+        if len(other) <= FEW:
+            hint += ", or " + typed(*(word for key in other for word in ("--set", f"{key}={theirs.get(key)}")))
         raise FourdfyError(message, hint, USAGE)
 
 

@@ -105,9 +105,10 @@ def test_other_settings(folder: Path):
     for remove in ((), ("last.pt", "last.prev.pt", "stage1.pt", "stage2.pt")):
         for name in remove:
             (folder / name).unlink(missing_ok=True)
-        with pytest.raises(FourdfyError, match=r"other settings: stage3.steps is 3, not 9") as caught:
-            opening(folder, wanted=config.override(recipe(), "stage3.steps=9"))
+        with pytest.raises(FourdfyError, match=r"other settings: stage1.lr.static is .*, not 0.5") as caught:
+            opening(folder, wanted=config.override(config.override(recipe(), "stage3.steps=9"), "stage1.lr.static=0.5"))
         assert caught.value.code == USAGE
+        assert str(caught.value.hint).endswith(f"--set stage1.lr.static={recipe().stage1.lr.static} --set stage3.steps=3")
     write_json(folder / "run.json", (read_json(folder / "run.json") or {}) | {"prompt": "a blue cat"})
     with pytest.raises(FourdfyError, match="belongs to another prompt: 'a blue cat' with seed 0") as caught:
         opening(folder)
