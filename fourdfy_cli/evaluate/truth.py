@@ -30,13 +30,14 @@ from fourdfy_cli.scene.scene import render as render_scene
 from fourdfy_cli.store.folder import write_json
 
 AZIMUTHS, TIMES, BACKDROP = 8, 4, sum(GREY) / 2
+UNSEEN = 1e-4  # mean change from frame to frame that is rounding
 
 
 def score(run: Path) -> dict[str, Any]:
     """Measures of a run folder or checkpoint; a folder gets them as nano.json too.
 
     iou, psnr (dB), depth_error: means over views and times. motion_ratio: mean frame-to-frame change over the ground
-    truth's (if the prompt names no motion: over the mean of the five motions'), whatever the stage. object_ok, colour_ok:
+    truth's (if the prompt names no motion that can be seen: over the mean of those that can), whatever the stage. object_ok, colour_ok:
     fraction of views in which nano CLIP names them right. fronts: how many of the 8 azimuths look like a front (None for
     things without one); front_runs: how many separate fronts those form; chamfer and volume_iou of the solids, means over times.
     Raises FourdfyError as `render.load_scene`.
@@ -100,9 +101,9 @@ def motion_ratio(scene: Scene, subject: Subject) -> float:
     time = (torch.arange(FRAMES) + 0.5) / FRAMES
     shots = [camera_shot(torch.full((FRAMES,), math.radians(22.5 + 90 * k)), time) for k in range(4)]
     ours = np.mean([change(render_views(scene, shot).rgb.numpy()) for shot in shots])
-    motions = [subject.motion] if subject.motion else MOTIONS
-    theirs = np.mean([change(truth(Subject(subject.object, subject.colour, m), s).over(BACKDROP)) for s in shots for m in motions])
-    return float(ours / theirs)
+    theirs = {m: np.mean([change(truth(Subject(subject.object, subject.colour, m), s).over(BACKDROP)) for s in shots]) for m in MOTIONS}
+    seen = {m: moves for m, moves in theirs.items() if moves > UNSEEN}  # a ball spins, and nothing is to be seen
+    return float(ours / seen.get(str(subject.motion), np.mean(list(seen.values()))))
 
 
 def change(rgb: np.ndarray) -> float:

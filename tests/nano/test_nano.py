@@ -17,6 +17,7 @@ from fourdfy_cli.diffusion.convolutions import PointwiseConvolution, TemporalCon
 from fourdfy_cli.diffusion.models import NANO, WEIGHTS
 from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.evaluate.clip import load_clip
+from fourdfy_cli.evaluate import truth as judge
 from fourdfy_cli.evaluate.truth import camera_shot, change, compare, views
 from fourdfy_cli.nano import data, networks, train
 from fourdfy_cli.nano.fit import Fit, Plan, ahead
@@ -26,6 +27,7 @@ from fourdfy_cli.nano.sample import draw, load, sample
 from fourdfy_cli.nano.show import sheet, truth, video
 from fourdfy_cli.nano.snapshot import snapshot
 from fourdfy_cli.nano.train_video import BLIND, attentive, draw_clip, draw_levels, inflate
+from fourdfy_cli.scene.scene import Frames, Scene
 
 
 def files(folder: str) -> list[Path]:
@@ -381,8 +383,6 @@ def test_clip_names_ground_truth():
 
 
 def test_scores_of_the_ground_truth_itself_are_perfect():
-    from fourdfy_cli.scene.scene import Frames
-
     shot, subject = views(4), Subject("cat", "pink", "swaying")
     picture = truth(subject, shot)
     alpha = torch.from_numpy(picture.rgba[..., 3])
@@ -403,3 +403,17 @@ def test_pictures_and_videos_of_the_world(tmp_path):
     assert sheet("a red dog jumping", tmp_path / "gt.png", size=32).stat().st_size > 1000
     assert video("a red dog jumping", tmp_path / "gt.mp4", size=32, periods=1).stat().st_size > 1000
     assert sample("a red dog", "multiview", tmp_path / "s.png", steps=2).is_file()
+
+
+@pytest.mark.parametrize("thing, wanted, shown, low, high", [
+    ("dog", "jumping", "jumping", 1, 1),
+    ("ball", None, "jumping", 0.9, 1.1),  # beside bouncing and walking; its spinning and swaying are nothing to be seen
+    ("ball", "spinning", "walking", 0.9, 1),
+    ("ball", "spinning", "swaying", 0, 0),
+])  # fmt: skip
+def test_motion_over_what_is_to_be_seen(thing, wanted, shown, low, high, monkeypatch):
+    def seen(_, shot):
+        return Frames(torch.from_numpy(truth(Subject(thing, "red", shown), shot).over(judge.BACKDROP)), torch.ones(1), torch.ones(1))
+
+    monkeypatch.setattr(judge, "render_views", seen)
+    assert low <= round(judge.motion_ratio(Scene.__new__(Scene), Subject(thing, "red", wanted)), 6) <= high
