@@ -16,8 +16,8 @@ from fourdfy_cli.diffusion import models, sets, text
 from fourdfy_cli.diffusion.convolutions import PointwiseConvolution, TemporalConvolution, flatten_convolutions
 from fourdfy_cli.diffusion.models import NANO, WEIGHTS
 from fourdfy_cli.errors import FourdfyError
-from fourdfy_cli.evaluate.clip import load_clip
 from fourdfy_cli.evaluate import truth as judge
+from fourdfy_cli.evaluate.clip import load_clip
 from fourdfy_cli.evaluate.truth import camera_shot, change, compare, views
 from fourdfy_cli.nano import data, networks, train
 from fourdfy_cli.nano.fit import Fit, Plan, ahead
