@@ -32,7 +32,8 @@ class Keeper:
     def __init__(self, current: Run, optimizer: Optimizer, guidances: dict[str, Guidance], lock: RunLock, events: Events):
         self.current, self.optimizer, self.guidances = current, optimizer, guidances
         self.lock, self.events = lock, events
-        self.metrics = Metrics(current.folder / "metrics.jsonl", current.stage, current.step, events.note)
+        earlier = [current.recipe.stage(number).steps for number in range(1, current.stage)]
+        self.metrics = Metrics(current.folder / "metrics.jsonl", current.stage, current.step, events.note, earlier)
         self.step, self.saved = current.step, time.monotonic()
         self.beat = self.saved
         self.begin()

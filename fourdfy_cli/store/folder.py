@@ -11,7 +11,7 @@ import re
 import tempfile
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +94,17 @@ def read_runs(path: Path, words: Iterable[str], figures: Iterable[str], others: 
 
 class Metrics:
     """metrics.jsonl, one object a step, its checksum last. Opening it at (stage, step) drops what lies beyond, so that a resumed run
-    leaves the same lines as one that was never cut. Raises FourdfyError (exit 1) where the disk refuses."""
+    leaves the same lines as one that was never cut, and tells of lines that are missing; `earlier`: how many steps each stage before has.
+    Raises FourdfyError (exit 1) where the disk refuses."""
 
-    def __init__(self, path: Path, stage: int, step: int, note: Callable[[str], None] = lambda _: None):
+    def __init__(self, path: Path, stage: int, step: int, note: Callable[[str], None] = lambda _: None, earlier: Sequence[int] = ()):
         self.path = path
         kept, unreadable = _before(path, stage, step)
         if unreadable:
             note(f"{path}: {unreadable} of its lines could not be read and are left out")
-        if path.exists() and len(kept) < step:
+        first = metrics_row(kept[0]) if kept else None
+        due = step + (sum(earlier[first["stage"] - 1 :]) - first["step"] if first else 0)
+        if path.exists() and len(kept) < due:
             note(f"{path} has lost lines of what came before step {step} of stage {stage}")
         with replacing(path) as temporary:
             temporary.write_bytes(b"".join(line + b"\n" for line in kept))

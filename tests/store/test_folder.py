@@ -167,6 +167,12 @@ def test_lost_lines_are_told_of(tmp_path: Path):
     path.write_text('{"stage": 1, "step": 0}\n')
     Metrics(path, 1, 2, notes.append).close()
     assert len(notes) == 3 and "step 2 of stage 1" in notes[2]
+    rows = [b'{"stage": %d, "step": %d}\n' % place for place in ((1, 2), (2, 0), (2, 1), (3, 0))]
+    for kept, stage, step, told in ((4, 3, 1, 0), (3, 3, 1, 1), (3, 3, 0, 0), (2, 3, 0, 1), (1, 2, 0, 0)):  # begun at step 2 of stage 1
+        path.write_bytes(b"".join(rows[:kept]))
+        before = len(notes)
+        Metrics(path, stage, step, notes.append, (3, 2)[: stage - 1]).close()
+        assert len(notes) == before + told, (kept, stage, step)
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
