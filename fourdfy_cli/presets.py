@@ -44,8 +44,9 @@ def nano() -> Recipe:
             lr_decay=Ramp(1.0, 0.1, 0.5, 1.0), opaque=constant(5.0),
         ),
         stage3=Stage(
-            360, 0.5, 0.1, LearningRates(1e-2, 1e-2, 5e-4, 0.0, 1e-3), moving, image, video,
-            moving=True, dynamic_always=True, dilation=1, alpha_thre=1e-5, lr_decay=Ramp(1.0, 0.1, 0.8, 1.0), opaque=constant(1.0),
+            360, 0.5, 0.1, LearningRates(1e-2, 1.2e-2, 5e-4, 0.0, 1e-3), moving, image, video,
+            moving=True, dynamic_always=True, dilation=1, alpha_thre=1e-5, lr_decay=Ramp(1.0, 0.1, 0.8, 1.0),
+            opaque=Ramp(0.0, 2000.0, 0.5, 0.9),  # the mean of a shot: below some hundreds it does nothing
         ),
         field=Field(Grid(4, 4, 16, 8, 2.0), Grid(4, 4, 16, 8, 1.6), hidden=32, deformation=Grid(4, 4, 16, 4, 1.6)),
         background=Background(random=1.0, low=0.45, high=0.75, grey=True),  # as the models were trained (nano/data.py)

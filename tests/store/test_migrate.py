@@ -34,7 +34,8 @@ def recipe() -> Recipe:
         video = dataclasses.replace(stage.video, view_words=(45.0, 45.0), weight=0.1, amplification=30.0)
         stages[name] = dataclasses.replace(stage, image=image, video=video)
     rates = dataclasses.replace(tiny.stage3.lr, static=1e-3, dynamic=3e-2)
-    stages["stage3"] = dataclasses.replace(stages["stage3"], lr=rates, lr_decay=config.Ramp(1.0, 0.1, 0.6, 1.0))
+    falling, opaque = config.Ramp(1.0, 0.1, 0.6, 1.0), config.constant(1.0)
+    stages["stage3"] = dataclasses.replace(stages["stage3"], lr=rates, lr_decay=falling, opaque=opaque)
     return dataclasses.replace(tiny, field=field, vsd=dataclasses.replace(tiny.vsd, rank=1), **stages)
 
 
