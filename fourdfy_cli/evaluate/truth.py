@@ -101,9 +101,14 @@ def motion_ratio(scene: Scene, subject: Subject) -> float:
     time = (torch.arange(FRAMES) + 0.5) / FRAMES
     shots = [camera_shot(torch.full((FRAMES,), math.radians(22.5 + 90 * k)), time) for k in range(4)]
     ours = np.mean([change(render_views(scene, shot).rgb.numpy()) for shot in shots])
-    theirs = {m: np.mean([change(truth(Subject(subject.object, subject.colour, m), s).over(BACKDROP)) for s in shots]) for m in MOTIONS}
-    seen = {m: moves for m, moves in theirs.items() if moves > UNSEEN}  # a ball spins, and nothing is to be seen
-    return float(ours / seen.get(str(subject.motion), np.mean(list(seen.values()))))
+
+    def moves(motion: str) -> float:
+        return float(np.mean([change(truth(Subject(subject.object, subject.colour, motion), shot).over(BACKDROP)) for shot in shots]))
+
+    theirs = moves(subject.motion) if subject.motion else 0.0
+    if theirs <= UNSEEN:  # as a ball's spinning
+        theirs = np.mean([moved for moved in map(moves, MOTIONS) if moved > UNSEEN])
+    return float(ours / theirs)
 
 
 def change(rgb: np.ndarray) -> float:

@@ -163,14 +163,14 @@ def metrics_row(line: bytes) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     if name == "crc":
-        whole = whole and last == checksum(row)
         del row["crc"]
-    elif re.fullmatch("[0-9a-f]{8}", str(last)) and isinstance(last, str):  # its name is damaged; lines of 0.1.0 have none
+        whole = whole and last == checksum(row)
+    elif isinstance(last, str) and re.fullmatch("[0-9a-f]{8}", last):  # its name is damaged; lines of 0.1.0 have none
         return None
     return row if whole else None
 
 
 def checksum(row: dict[str, Any]) -> str:
     """CRC-32 of a row but for what differs from run to run, eight hexadecimal digits."""
-    told = {name: value for name, value in row.items() if name not in ("seconds", "rung", "crc")}
+    told = {name: value for name, value in row.items() if name not in ("seconds", "rung")}
     return f"{zlib.crc32(json.dumps(told, sort_keys=True).encode()):08x}"
