@@ -11,6 +11,7 @@ import difflib
 import functools
 import json
 import math
+import statistics
 import types
 import typing
 from collections.abc import Callable
@@ -158,10 +159,17 @@ class Stage:
     sparsity: Ramp = Ramp(0.0, 0.0)
     opaque: Ramp = Ramp(0.0, 0.0)
     smooth: Ramp = Ramp(0.0, 0.0)  # of a deformation's displacement
+    odds_3d: Ramp = Ramp(1.0, 1.0)  # factor on the odds of p_3d, so that 0 stays never and 1 always
+
+    def chance_3d(self, progress: float) -> float:
+        """How likely the 3D branch is at a moment of the stage: p_3d, its odds times `odds_3d`."""
+        factor = self.odds_3d.at(progress)
+        return factor * self.p_3d / (1 + (factor - 1) * self.p_3d) if self.p_3d < 1 else 1.0
 
     def chances(self) -> dict[str, float]:
-        """How often each branch is drawn, without those that never are."""
-        every = (("multiview", self.p_3d), ("image", (1 - self.p_3d) * self.p_image), ("video", (1 - self.p_3d) * (1 - self.p_image)))
+        """How often each branch is drawn, the mean over the stage, without those that never are."""
+        p_3d = statistics.fmean(self.chance_3d((k + 0.5) / 100) for k in range(100))
+        every = (("multiview", p_3d), ("image", (1 - p_3d) * self.p_image), ("video", (1 - p_3d) * (1 - self.p_image)))
         return {branch: chance for branch, chance in every if chance > 1e-9}
 
 

@@ -68,10 +68,10 @@ class Outcome:
     losses: dict[str, float] = field(default_factory=dict)
 
 
-def draw_branch(stage: Stage, generator: torch.Generator) -> str:
-    """Algorithm 1's two coins: 3D with p_3d, else image with p_image, else video."""
+def draw_branch(stage: Stage, generator: torch.Generator, progress: float = 0.0) -> str:
+    """Algorithm 1's two coins: 3D with p_3d (its odds times `odds_3d`), else image with p_image, else video."""
     coins = torch.rand(2, generator=generator)
-    if coins[0] < stage.p_3d:
+    if coins[0] < stage.chance_3d(progress):
         return "multiview"
     return "image" if coins[1] < stage.p_image else "video"
 
@@ -145,7 +145,7 @@ def step(scene: Scene, guidances: Mapping[str, Guidance], context: StepContext, 
     gradient of its share, `size` times over: the mean over the processes is the step's.
     """
     stage, share = context.settings, chunks.share
-    branch = draw_branch(stage, context.generator("branch"))
+    branch = draw_branch(stage, context.generator("branch"), context.progress)
     shot = draw_shot(branch, context)
     if chunks.park:
         make_room(guidances, branch, scene.blob_std.device)

@@ -244,6 +244,7 @@ PAPER = {
     "stage[12].opaque.*": "[C] none up to step 10 000; not in [P]",
     "stage3.opaque.*": "[C] 0, then 1000 after step 10 000; not in [P]",
     "stage?.smooth.*": "[C] of its deformation variant alone",
+    "stage?.odds_3d.*": "[P] Algorithm 1, [C]: p_3d throughout",
     "field.*": "[C]",
     "background.hidden": "[C]; [P] has a background network too",
     "background.*": "[C]",

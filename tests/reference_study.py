@@ -10,6 +10,7 @@ from typing import Any
 
 import imageio_ffmpeg
 
+from fourdfy_cli.store.folder import write_json
 from fourdfy_cli.study import questions
 
 PROMPTS = ("a red dog jumping", "an octopus is underwater", "a blue cube turning")
@@ -36,7 +37,7 @@ def key_file(path: Path, baselines: dict[str, list[str]], asked: tuple[str, ...]
     named = [(baseline, prompt) for baseline, prompts in baselines.items() for prompt in prompts]
     pairs = [{"id": f"p{k:03}", "prompt": prompt, "baseline": name, "ours": k % 2} for k, (name, prompt) in enumerate(named)]
     head = {"format": questions.KEY, "version": 1, "study": "cafe", "seed": 4, "checks": 2, "tie": tie, "questions": list(asked)}
-    path.write_text(json.dumps(head | {"pairs": pairs}))
+    write_json(path, head | {"pairs": pairs})
     return head | {"pairs": pairs}
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fourdfy_cli import hybrid, presets
-from fourdfy_cli.config import LearningRates, constant
+from fourdfy_cli.config import LearningRates, Ramp, constant
 from fourdfy_cli.diffusion.noise import Schedule
 from fourdfy_cli.evaluate.truth import compare, render_views, views
 from fourdfy_cli.guidance import sds
@@ -29,6 +29,18 @@ def test_two_coins():
     drawn = Counter(draw_branch(stage, torch.Generator().manual_seed(k)) for k in range(4000))
     for branch, chance in (("multiview", 0.5), ("image", 0.25), ("video", 0.25)):
         assert abs(drawn[branch] / 4000 - chance) < 4 * math.sqrt(chance * (1 - chance) / 4000)
+
+
+@pytest.mark.parametrize("p_3d, late", [(0.0, 0.0), (0.2, 0.5), (0.5, 0.8), (1.0, 1.0)])
+def test_odds_of_the_3d_branch(p_3d: float, late: float):
+    """Four times the odds from 0.7 of the stage on: 1 to 1 becomes 4 to 1, never stays never, and always always."""
+    stage = dataclasses.replace(preset("nano").stage3, p_3d=p_3d, p_image=0.5, odds_3d=Ramp(1.0, 4.0, 0.7, 0.7))
+    for progress, chance in ((0.0, p_3d), (0.9, late)):
+        drawn = [draw_branch(stage, torch.Generator().manual_seed(k), progress) for k in range(4000)]
+        assert abs(drawn.count("multiview") / 4000 - chance) <= 4 * math.sqrt(chance * (1 - chance) / 4000)
+        assert abs(drawn.count("image") - drawn.count("video")) < 4 * math.sqrt(4000)
+    assert stage.chances().get("multiview", 0) == pytest.approx(0.7 * p_3d + 0.3 * late)
+    assert dataclasses.replace(stage, odds_3d=Ramp(0.0, 0.0)).chances().get("multiview", 0) == (1.0 if p_3d == 1 else 0)
 
 
 def test_frame_times_are_consecutive_and_start_in_the_first_interval():

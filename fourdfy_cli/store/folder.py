@@ -52,9 +52,11 @@ def make_writable(folder: Path) -> None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write as safely as a checkpoint; numbers that JSON has no word for become null. Raises FourdfyError (exit 1) as `replacing`."""
+    """Write as safely as a checkpoint, a checksum last; numbers that JSON has no word for become null. Raises FourdfyError (exit 1) as
+    `replacing`."""
+    values = finite(values)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(finite(values), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(values | {"crc": checksum(values)}, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def finite(value: Any) -> Any:
@@ -67,12 +69,23 @@ def finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The file's object, or None where there is none or it is not readable JSON."""
+    """The file's object without its checksum, or None where there is none, it is not readable JSON, or not what was written."""
     try:
         values = json.loads(path.read_bytes()) if path.is_file() else None  # a pipe would be waited for
+        return checked(values) if isinstance(values, dict) else None
     except (OSError, ValueError, RecursionError):
         return None
-    return values if isinstance(values, dict) else None
+
+
+def checked(values: dict[str, Any]) -> dict[str, Any] | None:
+    """What `write_json` was given; None if its checksum says otherwise. Files of 0.1.0, and of others, have none."""
+    plain = {name: value for name, value in values.items() if name != "crc"}
+    return plain if "crc" not in values or values["crc"] == checksum(plain) else None
+
+
+def checksum(values: dict[str, Any]) -> str:
+    """CRC-32 of an object as JSON, eight hexadecimal digits."""
+    return f"{zlib.crc32(json.dumps(values).encode()):08x}"
 
 
 def read_runs(path: Path, words: Iterable[str], figures: Iterable[str], others: Iterable[str] = ()) -> list[dict[str, Any]]:
@@ -113,7 +126,7 @@ class Metrics:
     def write(self, row: dict[str, Any]) -> None:
         try:
             row = finite(row)
-            self.file.write(json.dumps(row | {"crc": checksum(row)}, allow_nan=False) + "\n")
+            self.file.write(json.dumps(row | {"crc": checksum(told(row))}, allow_nan=False) + "\n")
         except OSError as error:
             raise refused(self.path, error) from None
 
@@ -164,13 +177,12 @@ def metrics_row(line: bytes) -> dict[str, Any] | None:
         return None
     if name == "crc":
         del row["crc"]
-        whole = whole and last == checksum(row)
+        whole = whole and last == checksum(told(row))
     elif isinstance(last, str) and re.fullmatch("[0-9a-f]{8}", last):  # its name is damaged; lines of 0.1.0 have none
         return None
     return row if whole else None
 
 
-def checksum(row: dict[str, Any]) -> str:
-    """CRC-32 of a row but for what differs from run to run, eight hexadecimal digits."""
-    told = {name: value for name, value in row.items() if name not in ("seconds", "rung")}
-    return f"{zlib.crc32(json.dumps(told, sort_keys=True).encode()):08x}"
+def told(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of metrics but for what differs from run to run."""
+    return {name: value for name, value in row.items() if name not in ("seconds", "rung")}

@@ -10,6 +10,7 @@ from typing import Any
 
 from fourdfy_cli.errors import USAGE, FourdfyError
 from fourdfy_cli.output.textfile import read_object, typed
+from fourdfy_cli.store.folder import checked
 from fourdfy_cli.study import questions
 
 REBUILD = "fourdfy study build --help"
@@ -160,6 +161,8 @@ def _read(path: Path, format: str, what: str, hint: str) -> dict[str, Any]:
         raise FourdfyError(f"{path} is not {what}: {error.message}", error.hint, USAGE) from None
     if values.get("format") != format:
         raise FourdfyError(f"{path} is not {what}", hint, USAGE)
+    if (values := checked(values)) is None:
+        raise FourdfyError(f"{path} is damaged: it is not what was written", hint, USAGE)
     if values.get("version") != questions.VERSION:
         raise FourdfyError(
             f"{path} has format version {values.get('version')}, not {questions.VERSION}", "pip install --upgrade fourdfy", USAGE

@@ -157,7 +157,7 @@ def test_a_shared_start_changes_nothing(done, tmp_path: Path):
 @pytest.mark.long
 def test_table_and_picture(done):
     out, data, _ = done
-    assert json.loads((out / "ablate.json").read_text()) == data
+    assert read_json(out / "ablate.json") == data
     assert [line["row"] for line in data["table"]] == ["full", "w/o IMG", "w/o hybrid SDS", "HexPlane"]
     assert all(set(line) == {"row", "prompts", "clip", "flicker", *ablate.MEASURES} and line["prompts"] == 1 for line in data["table"])
     text = (out / "ablate.md").read_text().splitlines()

@@ -31,7 +31,7 @@ def test_slugs():
 
 def test_json_is_strict_and_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_json(tmp_path / "a.json", {"a": 1})
-    assert (tmp_path / "a.json").read_text() == '{\n  "a": 1\n}\n'
+    assert (tmp_path / "a.json").read_text() == '{\n  "a": 1,\n  "crc": "fba18e97"\n}\n'
     monkeypatch.setattr(folder, "finite", lambda value: value)
     metrics = Metrics(tmp_path / "m.jsonl", 1, 0)
     for write in (lambda: write_json(tmp_path / "b.json", {"a": float("nan")}), lambda: metrics.write({"a": float("inf")})):
@@ -39,6 +39,21 @@ def test_json_is_strict_and_readable(tmp_path: Path, monkeypatch: pytest.MonkeyP
             write()
     metrics.close()
     assert not (tmp_path / "b.json").exists() and (tmp_path / "m.jsonl").read_bytes() == b""
+
+
+def test_what_was_not_written_is_not_read(tmp_path: Path):
+    """A digit that turned into another is told from what was written; a file without a checksum is believed."""
+    path, values = tmp_path / "a.json", {"iou": 0.918, "9": [1, None, {"é": -0.0}], "seconds": 1e-7, "ok": True, "n": 2**70}
+    write_json(path, values)
+    data = path.read_bytes()
+    assert read_json(path) == values
+    for place, byte in enumerate(data):
+        path.write_bytes(data[:place] + bytes([byte ^ 1]) + data[place + 1 :])
+        read = read_json(path)
+        assert read is None or {name: read.get(name) for name in values} == values, place
+        assert read is None or byte not in b"0123456789", place
+    path.write_text('{"iou": 0.918}')
+    assert read_json(path) == {"iou": 0.918}
 
 
 def test_run_folders(tmp_path: Path):

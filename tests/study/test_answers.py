@@ -10,6 +10,7 @@ import pytest
 from reference_study import PROMPTS, key_file, sheet, write
 
 from fourdfy_cli.errors import FourdfyError
+from fourdfy_cli.store.folder import read_json
 from fourdfy_cli.study import answers
 
 BASELINES = {"x": list(PROMPTS), "y": list(PROMPTS)}
@@ -147,7 +148,7 @@ def test_missing_files(tmp_path: Path, values: dict[str, Any]):
     (tmp_path / "empty").mkdir()
     assert "no answers in" in refused(answers.read_raters, [tmp_path / "empty"], key_of(tmp_path))
     assert "there is no file" in refused(answers.read_key, tmp_path / "none.json")
-    assert json.loads((tmp_path / "key.json").read_text()) == values
+    assert read_json(tmp_path / "key.json") == values
 
 
 def test_sheets_that_went_through_windows(tmp_path: Path, values: dict[str, Any]):

@@ -12,6 +12,7 @@ from reference_study import PROMPTS, film, films
 
 from fourdfy_cli.cli import main
 from fourdfy_cli.errors import FourdfyError
+from fourdfy_cli.store.folder import read_json
 from fourdfy_cli.study import build, questions
 from fourdfy_cli.study.answers import read_key
 
@@ -39,7 +40,7 @@ def plan(**changes: object) -> build.Plan:
 def test_a_site_has_every_pair_under_names_that_mean_nothing(here: Path, made: Path):
     told = build.build(plan(tie=True), Path("site"), Path("key.json"))
     assert (told["pairs"], told["trials"], told["minutes"]) == (6, 9, 3)
-    manifest = json.loads(Path("site/manifest.json").read_text())
+    manifest = read_json(Path("site/manifest.json"))
     key = json.loads(Path("key.json").read_text())
     files = sorted(p.relative_to("site").as_posix() for p in Path("site").rglob("*") if p.is_file())
     videos = sorted(name for pair in manifest["pairs"] for name in pair["videos"])
@@ -88,7 +89,7 @@ def test_the_page_is_one_file_that_asks_nobody_else(here: Path):
     page = Path("site/index.html").read_text()
     assert not re.search(r"https?://|//cdn|@import|<link[^>]+stylesheet|<script[^>]+src|url\(|{{", page)
     inside = re.search(r'<script type="application/json" id="study">(.*?)</script>', page, re.S)
-    assert inside and json.loads(inside.group(1)) == json.loads(Path("site/manifest.json").read_text())
+    assert inside and json.loads(inside.group(1)) == read_json(Path("site/manifest.json"))
 
 
 def test_text_cannot_leave_the_script_element():

@@ -85,8 +85,8 @@ def test_raters_who_fail_the_checks_are_left_out_and_listed(tmp_path: Path, caps
 
 def test_what_stops_an_analysis(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     values = key_file(tmp_path / "key.json", {"x": PROMPTS[:3]})
-    key_file(tmp_path / "other.json", {"x": PROMPTS[:3]})
-    (tmp_path / "other.json").write_text((tmp_path / "other.json").read_text().replace("cafe", "beef"))
+    write(tmp_path / "other.json", values | {"study": "beef"})
+    (tmp_path / "flipped.json").write_text((tmp_path / "key.json").read_text().replace('"ours": 1', '"ours": 0'))
     good = write(tmp_path / "answers" / "a.json", sheet(values, "anna", lambda *_: "ours"))
     blank = write(tmp_path / "blank.json", sheet(values, "anna", lambda *_: ""))
     (tmp_path / "answers" / "b.json").write_text(good.read_text()[:-40])
@@ -97,6 +97,7 @@ def test_what_stops_an_analysis(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ((good, good), "is not a study's key"),
         ((tmp_path / "key.json", tmp_path / "answers"), "b.json is not a study's answer sheet"),
         ((tmp_path / "key.json", tmp_path / "key.json"), "key.json is not a study's answer sheet"),
+        ((tmp_path / "flipped.json", good), "flipped.json is damaged"),
         ((tmp_path / "other.json", good), "another study (cafe, not beef)"),
         ((tmp_path / "key.json", blank), "no votes are left of 1 raters"),
         ((tmp_path / "key.json", good, "--least-agreement", 2), "--least-agreement"),
