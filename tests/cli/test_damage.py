@@ -189,7 +189,7 @@ def outcome(command: Command, run: Path, capsys: pytest.CaptureFixture[str]) -> 
     if code == OK and "seconds" in envelope["data"]:
         return code, checkpoint.load(Path(envelope["data"]["checkpoint"]))["digest"], aloud
     said = {**envelope["data"], "bytes": None} if code == OK else envelope["error"]["message"]  # its size may be that of what was damaged
-    return code, json.dumps(said) if code == OK or said.startswith("read ") else None, aloud
+    return code, json.dumps(said, sort_keys=True) if code == OK or said.startswith("read ") else None, aloud
 
 
 def end(run: Path, aloud: bool) -> tuple[str, Any]:
