@@ -17,7 +17,7 @@ import torch
 
 from fourdfy_cli import __version__, config, presets
 from fourdfy_cli.cli import main
-from fourdfy_cli.config import Field, Grid, March, Recipe
+from fourdfy_cli.config import Field, Grid, March, Recipe, constant
 from fourdfy_cli.output import render
 from fourdfy_cli.presets import preset
 from fourdfy_cli.scene.field import Deformed
@@ -188,7 +188,7 @@ def tiny_recipe() -> Recipe:
     stages = {
         "stage1": dataclasses.replace(nano.stage1, steps=2),
         "stage2": dataclasses.replace(nano.stage2, steps=4),
-        "stage3": dataclasses.replace(nano.stage3, steps=5, p_3d=0.4, p_image=0.4),
+        "stage3": dataclasses.replace(nano.stage3, steps=5, p_3d=0.4, p_image=0.4, odds_3d=constant(1.0)),
     }
     return dataclasses.replace(
         nano,
