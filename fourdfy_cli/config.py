@@ -19,29 +19,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fourdfy_cli.errors import USAGE, FourdfyError
+from fourdfy_cli.schedule import Ramp as Ramp
+from fourdfy_cli.schedule import constant as constant
 
 Pixels = Width = Annotated[int, 1, 4096]
 Every = Annotated[int, 1, 10**9]
 _hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """A schedule: `start` up to progress `begin`, `end` from progress `until`, linear between; progress is in [0,1]."""
-
-    start: float
-    end: float
-    begin: float = 0.0
-    until: float = 0.0
-
-    def at(self, progress: float) -> float:
-        if progress >= self.until or progress <= self.begin:
-            return self.end if progress >= self.until else self.start
-        return self.start + (self.end - self.start) * (progress - self.begin) / (self.until - self.begin)
-
-
-def constant(value: float) -> Ramp:
-    return Ramp(value, value)
 
 
 @dataclass(frozen=True)

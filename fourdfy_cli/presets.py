@@ -25,8 +25,7 @@ def nano() -> Recipe:
     falling = replace(
         settled, low=Ramp(0.98, 0.02, 0.0, 0.8), high=Ramp(0.98, 0.3, 0.0, 0.8), coarse=coarse, fine_from=0.7,
     )  # fmt: skip
-    # The video branch roughens surfaces, this smooths them. Late in the stage, and twice as often against it then, at the noise where faces
-    # come back that it has washed out; from 0.6 on the model gives the rest pose.
+    # The video branch roughens surfaces, this smooths them; late and more often at the noise where faces come back (nano/README.md).
     moving = replace(settled, size=coarse, scale=2.0, high=Ramp(0.3, 0.58, 0.65, 0.75), pixel_weight=15.0)
     image = Branch(fine, 3.0, 1.0, constant(0.02), constant(0.5), model_size=(64, 64), view_words="sectors")
     # From high noise, where motion is made, to low, where it settles. Weight 1 and no amplification: 0.854 IoU, 23.9 dB for a spinning dog,

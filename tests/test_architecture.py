@@ -18,7 +18,7 @@ ROOT = Path(fourdfy_cli.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 FLOORS = (
-    ("errors",),
+    ("errors", "schedule"),
     ("config",),
     ("presets", "store"),
     ("console",),
@@ -32,7 +32,7 @@ FLOORS = (
     ("__init__", "__main__"),  # the two doors: for Python, where names come when they are asked for, and for the command line
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-LOOSE = {"config", "presets", "hybrid", "losses", "memory", "console", "errors", "doctor", "__init__", "__main__"}
+LOOSE = {"config", "schedule", "presets", "hybrid", "losses", "memory", "console", "errors", "doctor", "__init__", "__main__"}
 HEAVY = {"torch", "numpy", "numba", "diffusers", "transformers", "peft", "PIL", "open_clip", "jaxtyping", "safetensors"}
 DRAWS = {"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "multinomial", "normal", "bernoulli", "poisson"}
 
@@ -128,7 +128,7 @@ def test_scene_and_diffusion_do_not_know_each_other():
 def test_command_line_starts_light(name: str):
     """Nothing heavy at module level, directly or through a module of ours."""
     assert not module_level(TREES[name]) & HEAVY
-    light = {"cli", "console", "config", "presets", "errors", "__version__"}
+    light = {"cli", "console", "config", "schedule", "presets", "errors", "__version__"}
     light |= {"store.folder", "output.textfile", "run.choice", "run.launch", "run.processors", "store.stream"}
     top = ast.Module([node for node in TREES[name].body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
     assert all(m.startswith(tuple(light)) for m in ours(top))

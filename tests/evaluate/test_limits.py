@@ -29,6 +29,7 @@ from fourdfy_cli.nano.show import truth
 from fourdfy_cli.run import train
 from fourdfy_cli.scene.cameras import Shot
 from fourdfy_cli.store import checkpoint
+from fourdfy_cli.store.folder import read_json
 
 PROMPT, DOG = "a red dog jumping", Subject("dog", "red", "jumping")
 BRANCH = Branch((64, 64), 3.0, 1.0, constant(0.5), constant(0.5), form="reconstruction", model_size=(64, 64))
@@ -119,7 +120,7 @@ def test_a_table_of_judges(run: Path, tmp_path: Path, capfd):
     line = [str(run), "--judges", "learned/learned,learned/exact,learned/damped", "--out", str(tmp_path / "l"), "--json"]
     assert main.run(["nano", "limits", *line, *(x for s in settings for x in ("--set", s))]) == 0
     said = json.loads(capfd.readouterr().out.splitlines()[-1])["data"]
-    assert said == json.loads((tmp_path / "l" / "limits.json").read_text()) and said["settings"] == settings
+    assert said == read_json(tmp_path / "l" / "limits.json") and said["settings"] == settings
     table = said["table"]
     assert [row["video"] for row in table] == ["learned", "exact", "damped"]
     assert len({row["psnr"] for row in table}) == 3 and all(0 <= row["iou"] <= 1 and row["motion"] > 0 for row in table)
