@@ -160,7 +160,7 @@ def inputs() -> dict[str, Any]:
 def test_published_file_is_the_same_function(published: ModelSpec) -> None:
     ours, stock = models.load_unet(published, "cpu", torch.float32), theirs(published)
     expected = models.predict(stock, **inputs())
-    assert torch.equal(models.predict(ours, **inputs()), expected)
+    torch.testing.assert_close(models.predict(ours, **inputs()), expected, rtol=0, atol=2e-6)  # sums in another order, on some processors
     assert expected.std() > 0.1
     turned = inputs() | {"camera": -inputs()["camera"]}
     assert (models.predict(ours, **turned) - expected).abs().max() > 1e-3
