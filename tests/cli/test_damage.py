@@ -143,9 +143,8 @@ def laid(runs: dict[str, Path], command: Command) -> Path:
     run = here / (ROWS if command.name == "ablate" else ".") / NAME
     shutil.copytree(runs[command.state] / NAME, run)
     Path("prompts.txt").write_text(PROMPT + "\n")
-    write_json(
-        Path("path.json"), {"fps": 15, "size": 16, "frames": [{"azimuth": 0, "elevation": 15, "distance": 3, "fovy": 40, "time": 0}]}
-    )
+    looks = {"azimuth": 0, "elevation": 15, "distance": 3, "fovy": 40, "time": 0}
+    Path("path.json").write_text(json.dumps({"fps": 15, "size": 16, "frames": [looks]}))
     if command.name == "settings":
         Path("fourdfy.toml").write_text("seed = 3\n[set]\nframes = 8\nstage2.steps = 12\n")
     if command.name == "study":
