@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fourdfy_cli.errors import USAGE, FourdfyError
-from fourdfy_cli.schedule import Ramp as Ramp
-from fourdfy_cli.schedule import constant as constant
+from fourdfy_cli.schedule import Ramp
 
 Pixels = Width = Annotated[int, 1, 4096]
 Every = Annotated[int, 1, 10**9]

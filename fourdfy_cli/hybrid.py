@@ -68,7 +68,7 @@ class Outcome:
     losses: dict[str, float] = field(default_factory=dict)
 
 
-def draw_branch(stage: Stage, generator: torch.Generator, progress: float = 0.0) -> str:
+def draw_branch(stage: Stage, generator: torch.Generator, progress: float) -> str:
     """Algorithm 1's two coins: 3D with p_3d (its odds times `odds_3d`), else image with p_image, else video."""
     coins = torch.rand(2, generator=generator)
     if coins[0] < stage.chance_3d(progress):

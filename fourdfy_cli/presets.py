@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from fourdfy_cli.config import Background, Branch, Cameras, Field, Grid, LearningRates, March, Models, Ramp, Recipe, Stage, Vsd, constant
+from fourdfy_cli.config import Background, Branch, Cameras, Field, Grid, LearningRates, March, Models, Recipe, Stage, Vsd
 from fourdfy_cli.errors import USAGE, FourdfyError
+from fourdfy_cli.schedule import Ramp, constant
 
 
 def nano() -> Recipe:
@@ -28,8 +29,7 @@ def nano() -> Recipe:
     # The video branch roughens surfaces, this smooths them; late and more often at the noise where faces come back (nano/README.md).
     moving = replace(settled, size=coarse, scale=2.0, high=Ramp(0.3, 0.58, 0.65, 0.75), pixel_weight=15.0)
     image = Branch(fine, 3.0, 1.0, constant(0.02), constant(0.5), model_size=(64, 64), view_words="sectors")
-    # From high noise, where motion is made, to low, where it settles. Weight 1 and no amplification: 0.854 IoU, 23.9 dB for a spinning dog,
-    # against 0.827, 23.2 at weight 0.1 and 30 times the motion, which a weaker video model needed.
+    # From high noise, where motion is made, to low, where it settles; not amplified, as a weaker video model needed (nano/README.md).
     video = Branch(coarse, 2.0, 1.0, Ramp(0.8, 0.2, 0.0, 0.9), Ramp(0.95, 0.5, 0.0, 0.9), **anneal, view_words="sectors")
     return Recipe(
         name="nano",

@@ -17,12 +17,13 @@ import torch
 
 from fourdfy_cli import __version__, config, presets
 from fourdfy_cli.cli import main
-from fourdfy_cli.config import Field, Grid, March, Recipe, constant
+from fourdfy_cli.config import Field, Grid, March, Recipe
 from fourdfy_cli.output import render
 from fourdfy_cli.presets import preset
 from fourdfy_cli.scene.field import Deformed
 from fourdfy_cli.scene.scene import Scene
 from fourdfy_cli.scene.volume import Samples
+from fourdfy_cli.schedule import constant
 from fourdfy_cli.store import checkpoint
 
 GRID = config.Grid(2, 2, 8, 4, 2.0)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fourdfy_cli import config, presets
 from fourdfy_cli.errors import USAGE, FourdfyError
+from fourdfy_cli.schedule import Ramp
 from fourdfy_cli.store.migrate import renamed
 
 NANO = presets.nano()
@@ -127,7 +128,7 @@ def test_a_recipe_from_before_a_setting_was_there():
 @given(st.floats(-5, 5), st.floats(-5, 5), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
 def test_ramp(start: float, end: float, a: float, b: float, progress: float):
     begin, until = min(a, b), max(a, b)
-    value = config.Ramp(start, end, begin, until).at(progress)
+    value = Ramp(start, end, begin, until).at(progress)
     assert min(start, end) - 1e-9 <= value <= max(start, end) + 1e-9
     if progress >= until:
         assert value == end

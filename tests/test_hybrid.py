@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fourdfy_cli import hybrid, presets
-from fourdfy_cli.config import LearningRates, Ramp, constant
+from fourdfy_cli.config import LearningRates
 from fourdfy_cli.diffusion.noise import Schedule
 from fourdfy_cli.evaluate.truth import compare, render_views, views
 from fourdfy_cli.guidance import sds
@@ -18,6 +18,7 @@ from fourdfy_cli.nano.show import truth
 from fourdfy_cli.presets import preset
 from fourdfy_cli.run.train import parameter_groups
 from fourdfy_cli.scene.scene import Scene, render
+from fourdfy_cli.schedule import Ramp, constant
 
 
 def scene_of(recipe) -> Scene:
@@ -26,7 +27,7 @@ def scene_of(recipe) -> Scene:
 
 def test_two_coins():
     stage = dataclasses.replace(preset("nano").stage3, p_3d=0.5, p_image=0.5)
-    drawn = Counter(draw_branch(stage, torch.Generator().manual_seed(k)) for k in range(4000))
+    drawn = Counter(draw_branch(stage, torch.Generator().manual_seed(k), 0.0) for k in range(4000))
     for branch, chance in (("multiview", 0.5), ("image", 0.25), ("video", 0.25)):
         assert abs(drawn[branch] / 4000 - chance) < 4 * math.sqrt(chance * (1 - chance) / 4000)
 

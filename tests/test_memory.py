@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from fourdfy_cli import hybrid, kernels, presets
-from fourdfy_cli.config import constant
 from fourdfy_cli.diffusion import lora
 from fourdfy_cli.diffusion.models import NANO
 from fourdfy_cli.guidance.build import build
 from fourdfy_cli.hybrid import StepContext
 from fourdfy_cli.memory import LADDER, Chunks, PeakMemory
 from fourdfy_cli.scene.scene import Scene
+from fourdfy_cli.schedule import constant
 
 COINS = {"multiview": (1.0, 0.0), "image": (0.0, 1.0), "video": (0.0, 0.0)}
 

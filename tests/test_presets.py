@@ -43,7 +43,8 @@ def test_steps():
 )
 @PUBLISHED
 def test_shares_of_the_branches(recipe: Recipe, stage: int, shares: dict[str, float]):
-    drawn = Counter(draw_branch(recipe.stage(stage), StepContext(recipe, 0, stage, step).generator("branch")) for step in range(2000))
+    contexts = [StepContext(recipe, 0, stage, step) for step in range(2000)]
+    drawn = Counter(draw_branch(context.settings, context.generator("branch"), context.progress) for context in contexts)
     assert set(drawn) == set(shares)
     assert all(abs(drawn[branch] / 2000 - share) < 0.04 for branch, share in shares.items())
 

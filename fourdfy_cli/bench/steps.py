@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fourdfy_cli import hybrid, kernels, memory
-from fourdfy_cli.config import Branch, Recipe, constant
+from fourdfy_cli.config import Branch, Recipe
 from fourdfy_cli.diffusion.models import Diffusion
 from fourdfy_cli.guidance.base import Guidance
 from fourdfy_cli.hybrid import StepContext
@@ -24,6 +24,7 @@ from fourdfy_cli.memory import LADDER, Chunks, Machine, PeakMemory
 from fourdfy_cli.run.plan import projected
 from fourdfy_cli.run.train import load_guidances, make_optimizer
 from fourdfy_cli.scene.scene import Scene
+from fourdfy_cli.schedule import constant
 
 LONG = 10**6  # steps of a bench's stage, so that schedules stand still over a few of them
 

@@ -21,7 +21,6 @@ from fourdfy_cli.store.folder import read_json, write_json
 
 LOCK = "sha256.json"
 KNOWN = "checked.json"  # in the cache folder: what was whole when it was last read through
-HEADER = 100_000_000  # bytes; the longest header that the format allows
 
 
 class Check(NamedTuple):
@@ -86,21 +85,12 @@ def checksum(path: Path, kind: str) -> str:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a safetensors file is as long as its header says: 8 bytes of length, that much JSON, then the tensors.
-
-    The format: https://github.com/huggingface/safetensors#format.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(size, HEADER):
-            return False
-        try:
-            header = json.loads(file.read(length))
-            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-            return 8 + length + max(ends, default=0) == size
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-            return False
+    """Whether a safetensors file is as long as its header says."""
+    try:
+        entries, behind = gate.safetensors(path)
+        return max((about["data_offsets"][1] for name, about in entries.items() if name != "__metadata__"), default=0) == behind
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        return False
 
 
 def write_lock(folder: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -99,22 +98,28 @@ def within(value: Any, kind: type, least: float, most: float) -> bool:
     return isinstance(value, (int, float) if kind is float else int) and math.isfinite(value) and least <= value <= most
 
 
+def safetensors(path: Path) -> tuple[Any, int]:
+    """The header of a safetensors file as it stands, and how many bytes are behind it: 8 bytes of length, that much JSON, the tensors.
+    Raises OSError, ValueError or RecursionError. The format: https://github.com/huggingface/safetensors#format."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(HEADER_BYTES, size - 8):
+            raise ValueError("its header is longer than the file or than 100 MB")
+        return json.loads(file.read(length).decode("utf-8")), size - 8 - length
+
+
 def header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Dtype and shape of every tensor of a safetensors file, from its header alone. Raises FourdfyError (exit 3) for a header that is
     damaged, or does not account for the file's size."""
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            length = struct.unpack("<Q", file.read(8))[0]
-            if length > min(HEADER_BYTES, size - 8):
-                raise ValueError("its header is longer than the file or than 100 MB")
-            entries = json.loads(file.read(length).decode("utf-8"))
+        entries, behind = safetensors(path)
         found = {name: _entry(about) for name, about in entries.items() if name != "__metadata__"}
         data = sum(DTYPES[kind] * math.prod(shape) for kind, shape in found.values())
-        if 8 + length + data != size:
-            raise ValueError(f"it has {size} bytes, and its header accounts for {8 + length + data}")
+        if data != behind:
+            raise ValueError(f"it has {behind} bytes of tensors, and its header accounts for {data}")
         return found
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise FourdfyError(f"{path} is damaged: {reason}", "fourdfy models verify", ENVIRONMENT) from error
 

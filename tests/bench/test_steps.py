@@ -73,7 +73,7 @@ def test_moments_draw_what_the_bench_says(name: str):
                 for step in (first, first + 1, first + 40):
                     context = here.context(branch, step)
                     shot = hybrid.draw_shot(branch, context)
-                    assert hybrid.draw_branch(context.settings, context.generator("branch")) == branch
+                    assert hybrid.draw_branch(context.settings, context.generator("branch"), context.progress) == branch
                     assert f"{len(shot)} of {shot.size[0]} x {shot.size[1]}" == pictures
                     assert context.settings.blob.at(context.progress) == recipe.stage(stage).blob.at(0)
 

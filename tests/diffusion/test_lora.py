@@ -11,13 +11,14 @@ import torch
 from diffusers import UNet2DConditionModel
 from reference_guidance import pictures, save_models, shot
 
-from fourdfy_cli.config import Branch, constant
+from fourdfy_cli.config import Branch
 from fourdfy_cli.diffusion import lora, models, network, sizes
 from fourdfy_cli.diffusion.models import ModelSpec
 from fourdfy_cli.diffusion.noise import Schedule
 from fourdfy_cli.diffusion.text import Texts
 from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.guidance.variational import VariationalGuidance
+from fourdfy_cli.schedule import constant
 
 RANK = 4
 

@@ -25,7 +25,7 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel, UMT5EncoderModel
 
-from fourdfy_cli.config import Models, constant
+from fourdfy_cli.config import Models
 from fourdfy_cli.diffusion import hub, network, priors, randoms, sets, sizes_video, t5, taehv, text, textcache
 from fourdfy_cli.diffusion.encoders import Encoder
 from fourdfy_cli.diffusion.models import ModelSpec
@@ -37,6 +37,7 @@ from fourdfy_cli.guidance import base
 from fourdfy_cli.guidance.video import VideoGuidance
 from fourdfy_cli.presets import preset
 from fourdfy_cli.scene.cameras import Shot, orbit_camera
+from fourdfy_cli.schedule import constant
 
 SIZE, FRAMES = (32, 64), 9
 CHANNELS = {WAN: 4, WAN_5B: 8, COGVIDEOX: 4}

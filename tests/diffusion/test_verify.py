@@ -88,6 +88,14 @@ def test_a_folder_of_the_users_own(tmp_path: Path):
         sets.located("image", str(folder))
 
 
+@pytest.mark.parametrize("header", [b"", b"[]", b"{", b'{"a": 1}', b'{"a": {"data_offsets": [0]}}', b"[" * 100_000, b"\xff"])
+def test_headers_that_are_none(tmp_path: Path, header: bytes):
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert not verify.is_whole(tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").write_bytes(header[:7])
+    assert not verify.is_whole(tmp_path / "a.safetensors")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "model").mkdir()

@@ -12,7 +12,7 @@ import torch
 from samples import Watch, fails, isolated, tiny_recipe  # noqa: F401
 
 from fourdfy_cli.cli import main
-from fourdfy_cli.config import Branch, constant
+from fourdfy_cli.config import Branch
 from fourdfy_cli.diffusion import priors
 from fourdfy_cli.diffusion.models import NANO, Diffusion
 from fourdfy_cli.diffusion.noise import PREDICTIONS
@@ -28,6 +28,7 @@ from fourdfy_cli.nano.prompts import Subject
 from fourdfy_cli.nano.show import truth
 from fourdfy_cli.run import train
 from fourdfy_cli.scene.cameras import Shot
+from fourdfy_cli.schedule import constant
 from fourdfy_cli.store import checkpoint
 from fourdfy_cli.store.folder import read_json
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from reference_guidance import DOUBLE, Exact, World, close, direct, drawn, exact_scheduler, pictures, seeded, shot, to_x0, velocity
 from torch import Tensor
 
-from fourdfy_cli.config import Branch, Ramp, constant
+from fourdfy_cli.config import Branch
 from fourdfy_cli.diffusion import lora, models, priors, text
 from fourdfy_cli.diffusion.encoders import Pictures
 from fourdfy_cli.diffusion.text import Texts
@@ -24,6 +24,7 @@ from fourdfy_cli.guidance.variational import VariationalGuidance
 from fourdfy_cli.guidance.video import VideoGuidance
 from fourdfy_cli.presets import preset
 from fourdfy_cli.scene.cameras import Shot
+from fourdfy_cli.schedule import Ramp, constant
 
 PROMPT = "a red dog"
 BRANCH = Branch((64, 64), 3.0, 0.7, constant(0.3), constant(0.4), model_size=(64, 64), form="reconstruction", rescale=0.5)

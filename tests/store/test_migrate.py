@@ -17,6 +17,7 @@ from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import render
 from fourdfy_cli.run import train
 from fourdfy_cli.run.verify import examine
+from fourdfy_cli.schedule import Ramp, constant
 from fourdfy_cli.store import checkpoint, migrate
 from fourdfy_cli.store.folder import read_json
 
@@ -34,8 +35,8 @@ def recipe() -> Recipe:
         video = dataclasses.replace(stage.video, view_words=(45.0, 45.0), weight=0.1, amplification=30.0)
         stages[name] = dataclasses.replace(stage, image=image, video=video)
     rates = dataclasses.replace(tiny.stage3.lr, static=1e-3, dynamic=3e-2)
-    falling, opaque = config.Ramp(1.0, 0.1, 0.6, 1.0), config.constant(1.0)
-    multiview = dataclasses.replace(tiny.stage3.multiview, scale=3.0, high=config.constant(0.3))
+    falling, opaque = Ramp(1.0, 0.1, 0.6, 1.0), constant(1.0)
+    multiview = dataclasses.replace(tiny.stage3.multiview, scale=3.0, high=constant(0.3))
     stages["stage3"] = dataclasses.replace(stages["stage3"], lr=rates, lr_decay=falling, opaque=opaque, multiview=multiview)
     return dataclasses.replace(tiny, field=field, vsd=dataclasses.replace(tiny.vsd, rank=1), **stages)
 
