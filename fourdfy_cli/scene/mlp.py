@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 BLOCK = 2**13  # points; two hidden layers of 32 are 2 MB then
+SLICES = 16  # of the points that a weight's gradient is a sum over
 
 
 def mlp(widths: tuple[int, ...], generator: torch.Generator) -> nn.Sequential:
@@ -46,6 +47,16 @@ def _blocks(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(part.split(size) for part in rows), strict=True)
 
 
+def weight_gradient(to_outputs: Float[Tensor, "N K"], inputs: Float[Tensor, "N C"]) -> Float[Tensor, "K C"]:
+    """to_outputs^T inputs. On a CPU of slices first, each of which one thread sums: on some processors MKL shares out a long sum among its
+    threads, and bits would depend on how many there are."""
+    if inputs.device.type != "cpu":
+        return to_outputs.t() @ inputs
+    each = len(inputs) // SLICES
+    g, x = (rows[: SLICES * each].reshape(SLICES, each, rows.shape[1]) for rows in (to_outputs, inputs))
+    return torch.bmm(g.transpose(1, 2), x).sum(0).addmm_(to_outputs[SLICES * each :].t(), inputs[SLICES * each :])
+
+
 def precision(x: Tensor) -> torch.dtype:
     """What the matrix products are computed in: bfloat16 for float32 on GPUs that multiply it (compute capability 8.0 and above;
     sums within a product stay float32), else x's own. tiny-cuda-nn computes in float16, the released code of 4D-fy in float32."""
@@ -72,8 +83,8 @@ class _Decode(torch.autograd.Function):
         for inputs, to_outputs, to_inputs in _blocks(features, grad, to_features):
             inputs, to_outputs = inputs.to(kind), to_outputs.to(kind)
             hidden = (inputs @ first.t()).relu_()
-            to_last += to_outputs.t() @ hidden
+            to_last += weight_gradient(to_outputs, hidden)
             to_hidden = torch.ops.aten.threshold_backward(to_outputs @ last, hidden, 0)
-            to_first += to_hidden.t() @ inputs
+            to_first += weight_gradient(to_hidden, inputs)
             to_inputs.copy_(to_hidden @ first)
         return to_features, to_first, to_last
