@@ -168,13 +168,13 @@ class Vsd:
 class Models:
     """A set ("paper", "nano", or "random" of `size` "full" or "tiny"); a folder or Hub id[@revision] stands in for a role's own."""
 
-    set: str = "paper"
+    set: Literal["paper", "nano", "random"] = "paper"
     multiview: str = ""
     image: str = ""
     lora: str = ""
     video: str = ""
     clip: str = ""
-    size: str = "full"
+    size: Literal["full", "tiny"] = "full"
     tiny: str = ""  # small encoders, of Stable Diffusion's latents and of a video model's
     tiny_video: str = ""
     embeddings: str = ""  # a folder of texts that are encoded already (diffusion/textcache.py), for the video model

@@ -165,3 +165,10 @@ def test_a_form_of_guidance_that_does_not_exist():
     with pytest.raises(FourdfyError, match="one of sds, reconstruction") as caught:
         config.override(NANO, "stage1.multiview.form=sjc")
     assert caught.value.code == USAGE
+
+
+@pytest.mark.parametrize("setting", ["models.set=0", "models.set=", "models.size=x"])
+def test_model_sets_and_sizes_that_are_none(setting: str):
+    with pytest.raises(FourdfyError, match="wants one of") as caught:
+        config.override(presets.preset("nano"), setting)
+    assert caught.value.code == USAGE and caught.value.hint.startswith(f"--set {setting.partition('=')[0]}=")

@@ -24,8 +24,6 @@ from fourdfy_cli.diffusion.models import NANO, WEIGHTS, ModelSpec
 from fourdfy_cli.diffusion.prior import TINY_COSTS, Cost, VideoPrior
 from fourdfy_cli.errors import USAGE, FourdfyError, typed
 
-SETS = ("paper", "nano", "random")
-
 
 def specs(models: Models, roles: Iterable[str]) -> dict[str, ModelSpec]:
     """The model for each role ("multiview", "image", "lora", "video"); what is not on this machine is fetched (hub.py).
@@ -69,8 +67,6 @@ def small(recipe: Recipe, branches: Iterable[str]) -> tuple[str, ...]:
 
 def _own(models: Models) -> dict[str, ModelSpec]:
     """What a set brings along without files to fetch; the nano LoRA is put on the nano image model."""
-    if models.set not in SETS:
-        raise FourdfyError(f"there is no model set {models.set!r} (there are {', '.join(SETS)})", "--models nano", USAGE)
     if models.set == "nano":
         check_nano(NANO.values())
         return NANO | {"lora": replace(NANO["image"], role="lora")}
