@@ -100,28 +100,41 @@ def square(rgb: Float[Tensor, "N 3 H W"], size: int) -> Float[Tensor, "N 3 S S"]
     return rgb[..., top : top + size, left : left + size]
 
 
-@lru_cache(2)
 def load_clip(name: str, device: str = "cpu") -> Clip:
     """ "nano", "local-dir:DIR", "ViT-B-32" (OpenAI's weights as the model table pins them) or another of open_clip's vision transformers,
-    with OpenAI's weights.
+    with OpenAI's weights. A folder is read once, and again when its files changed.
 
     Raises FourdfyError: exit 2 for an unknown name, 3 for weights that cannot be had.
     """
+    folder = _folder(name)
+    return read_clip(name, folder, device, _state(folder))
+
+
+def _folder(name: str) -> Path:
     if name == "nano":
         verify.check(NANO_CLIP.parent, [f"{NANO_CLIP.name}/{file}" for file in CLIP_FILES], "pip install --force-reinstall fourdfy")
-        return read_clip(name, NANO_CLIP, device)
+        return NANO_CLIP
     if name.startswith("local-dir:"):
-        return read_clip(name, Path(name.removeprefix("local-dir:")).expanduser(), device)
+        return Path(name.removeprefix("local-dir:")).expanduser()
     published = "" if name == "ViT-B-32" else (open_clip.get_pretrained_cfg(name, "openai") or {}).get("hf_hub", "").strip("/")
     if name != "ViT-B-32" and not published:
         raise FourdfyError(f"there is no CLIP model {name!r}; there are nano, ViT-B-32 and local-dir:DIR", OFFLINE, USAGE)
-    return read_clip(name, _published(published), device)
+    return _published(published)
 
 
-def read_clip(name: str, folder: Path, device: str) -> Clip:
+def _state(folder: Path) -> tuple[tuple[int, int, int], ...]:
+    """What changes with a CLIP's files; empty where they cannot be looked at."""
+    try:
+        return tuple((about.st_ino, about.st_size, about.st_mtime_ns) for about in ((folder / name).stat() for name in CLIP_FILES))
+    except (OSError, ValueError):
+        return ()
+
+
+@lru_cache(2)
+def read_clip(name: str, folder: Path, device: str, state: tuple[tuple[int, int, int], ...]) -> Clip:
     """A CLIP from a folder with open_clip's two files. The network is open_clip's own vision transformer, of the sizes that the config
     gives within bounds; the tokenizer is always CLIP's own. Whatever else a folder asks for is refused: open_clip itself would run code
-    from it. Raises FourdfyError (exit 3)."""
+    from it. `state` stands for the files' content in the cache. Raises FourdfyError (exit 3)."""
     try:
         values = gate.read_object(folder / "open_clip_config.json", gate.MB)
         model = _network(values.get("model_cfg"), folder)

@@ -44,6 +44,7 @@ class Run:
     rung: int = 0  # of memory.LADDER
     skipped: int = 0  # steps whose numbers were not finite, and how many of them the last ones were in a row
     skipped_in_a_row: int = 0
+    threads: int = 0  # of the CPU, which this stage began with: on some processors the last bits of a sum depend on them
     ranks: Ranks = ALONE
     views: int = 0  # shots of a step, if there are more than one
 
@@ -51,7 +52,9 @@ class Run:
         return StepContext(self.recipe, self.seed, self.stage, self.step, self.retries, self.ranks.draws)
 
     def state(self) -> dict[str, Any]:
-        """Plain tensors and builtins."""
+        """Plain tensors and builtins. What a stage ends with does not tell how many threads it took."""
+        ended = self.step >= self.recipe.stage(self.stage).steps
+        counts = {name: getattr(self, name) for name in checkpoint.COUNTS if not (ended and name == "threads")}
         return {
             "prompt": self.prompt,
             "seed": self.seed,
@@ -62,7 +65,7 @@ class Run:
             "lora": self.lora,
             "optimizer": self.optimizer_state,
             "models": self.recipe.models.set,
-            **{name: count for name in checkpoint.COUNTS if (count := getattr(self, name))},
+            **{name: count for name, count in counts.items() if count},
         }
 
     @property

@@ -26,6 +26,7 @@ from fourdfy_cli.guidance.build import build, check_clips, cut_texts
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import ffmpeg, render
 from fourdfy_cli.run.keeper import Bystander, Keeper, lora_network
+from fourdfy_cli.run.processors import allowed
 from fourdfy_cli.run.progress import Events, Pace
 from fourdfy_cli.run.ranks import Ranks, joined
 from fourdfy_cli.run.result import RunResult
@@ -110,9 +111,9 @@ def run_stages(current: Run, stages: tuple[int, ...], events: Events, signals: S
         prepare(current, stages, events)
         for stage in stages:
             if stage > current.stage:
-                current.stage, current.step, current.optimizer_state = stage, 0, None
-            if current.machine.threads is not None:
-                torch.set_num_threads(current.machine.threads())
+                current.stage, current.step, current.optimizer_state, current.threads = stage, 0, None, 0
+            if stage == current.stage:
+                take_threads(current, events)
             unfinished = current.step < current.recipe.stage(stage).steps or not current.finished(stage).exists()
             while stage == current.stage and unfinished:  # stopped at its last step, a stage still has its checkpoint to write
                 unfinished = not run_stage(current, stages, events, signals, lock)
@@ -137,6 +138,19 @@ def prepare(current: Run, stages: tuple[int, ...], events: Events) -> None:
         events.note(line)
     if 3 in stages and (missing := ffmpeg.probe()):
         raise missing
+
+
+def take_threads(current: Run, events: Events) -> None:
+    """Compute with what the machine has to spare, but in the middle of a stage with as many threads as before the cut, so that it ends in
+    the same bits."""
+    if current.machine.threads is not None:
+        spare = current.machine.threads()
+        number = min(current.threads, allowed()) or spare
+        if number != spare:
+            what = f"stage {current.stage} goes on with {number} of the CPU's threads, as before, where {spare} would do now"
+            events.note(f"{what}; if that is slow: --threads {spare}, which may round differently")
+        torch.set_num_threads(number)
+    current.threads = torch.get_num_threads()
 
 
 def run_stage(current: Run, stages: tuple[int, ...], events: Events, signals: StopSignals, lock: RunLock | None) -> bool:

@@ -32,7 +32,7 @@ from fourdfy_cli.store.files import replacing, sweep
 FORMAT = "fourdfy"
 HEADER = ("format", "version", "digest")
 REQUIRED = {"prompt": str, "seed": int, "recipe": dict, "stage": int, "step": int, "scene": dict}
-COUNTS = ("retries", "skipped", "skipped_in_a_row", "views")  # where they are not 0
+COUNTS = ("retries", "skipped", "skipped_in_a_row", "threads", "views")  # where they are not 0
 DTYPES = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
 )  # fmt: skip

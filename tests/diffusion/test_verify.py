@@ -46,7 +46,6 @@ def flip(path: Path) -> None:
 
 
 def load(name: str) -> object:
-    clip.load_clip.cache_clear()
     return clip.load_clip("nano") if name.startswith("clip/") else sets.specs(Models(set="nano"), ("multiview", "image", "lora", "video"))
 
 

@@ -128,6 +128,16 @@ def test_pictures_are_prepared_as_open_clip_does_it(height, width):
     assert np.abs((ours[0].permute(1, 2, 0) * 255).numpy() - theirs).max() <= 1.6  # Pillow rounds twice
 
 
+def test_a_folder_that_changed_is_read_again(tmp_path):
+    loaded = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        export_clip(open_clip.CLIP(**CONFIG), tmp_path)
+        loaded.append([load_clip(f"local-dir:{tmp_path}"), load_clip(f"local-dir:{tmp_path}")])
+    assert loaded[0][0] is loaded[0][1] and loaded[1][0] is loaded[1][1]
+    assert not torch.allclose(loaded[0][0].texts(["a red dog"]), loaded[1][0].texts(["a red dog"]), atol=1e-2)
+
+
 def test_pictures_of_another_size_are_resized_to_the_models(folder):
     clip = load_clip(f"local-dir:{folder}")
     plain = torch.full((1, 3, 64, 64), 0.3)

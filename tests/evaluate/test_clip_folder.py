@@ -25,7 +25,6 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refused(folder: Path, *words: str) -> None:
-    load_clip.cache_clear()
     with pytest.raises(FourdfyError) as caught:
         load_clip(f"local-dir:{folder}")
     assert caught.value.code == ENVIRONMENT and "\n" not in caught.value.message and caught.value.hint.startswith("fourdfy clip-score")
@@ -68,7 +67,6 @@ def test_nothing_of_a_folder_runs(folder: Path, part: str, values: dict[str, Any
 def test_files_beside_a_plain_clip_are_not_looked_at(folder: Path):
     (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["mine.Mine", None]}}))
     (folder / "mine.py").write_text(f"open({str(folder / 'ran')!r}, 'w').close()\n")
-    load_clip.cache_clear()
     assert load_clip(f"local-dir:{folder}").texts(["a red dog"]).shape == (1, 64)
     assert not (folder / "ran").exists()
 

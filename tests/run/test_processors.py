@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import subprocess
@@ -12,8 +13,10 @@ import pytest
 import torch
 from samples import Watch, tiny_recipe
 
+from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.run import processors, train
+from fourdfy_cli.store import checkpoint
 
 
 def groups(folder: Path, files: dict[str, str]) -> Path:
@@ -98,6 +101,42 @@ def test_each_stage_asks_how_many(tmp_path: Path):
         assert asked == [1, 1] and torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+class Notes(Watch):
+    """What a run computes with at each step of a stage, and what it notes."""
+
+    def __init__(self, stop_after: int | None = None):
+        super().__init__(stop_after)
+        self.counts: list[tuple[int, int]] = []
+        self.notes: list[str] = []
+
+    def step(self, info):
+        self.counts.append((info.stage, torch.get_num_threads()))
+        super().step(info)
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_a_stage_that_was_cut_goes_on_with_its_own_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Cut in stages 1 and 2, each time with another number of threads to spare; in tiny recipes they have 2 and 4 steps."""
+    monkeypatch.setattr(train, "allowed", lambda: 2)
+    before, parts = torch.get_num_threads(), []
+    try:
+        for spare, cut in ((2, 1), (1, 2), (2, None)):
+            parts.append(Notes(cut))
+            with contextlib.suppress(FourdfyError):
+                machine = Machine(threads=lambda spare=spare: spare)
+                train.run("a red dog", tiny_recipe(), tmp_path, 0, (1, 2), None, machine, parts[-1])
+            last = checkpoint.load(next(tmp_path.glob("*/last.pt")))
+            assert last.get("threads") == (parts[-1].counts[-1][1] if cut else None)
+    finally:
+        torch.set_num_threads(before)
+    assert [part.counts for part in parts] == [[(1, 2)], [(1, 2), (2, 1)], [(2, 1)] * 3]
+    told = [[note for note in part.notes if "--threads" in note] for part in parts]
+    assert [len(notes) for notes in told] == [0, 1, 1]
+    assert "stage 1 goes on with 2 " in told[1][0] and "stage 2 goes on with 1 " in told[2][0]
 
 
 @pytest.mark.parametrize(

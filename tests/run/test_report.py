@@ -86,6 +86,7 @@ def test_nothing_is_fetched_and_nothing_else_runs(run: Path):
 
 def wicked(run: Path) -> Path:
     about = json.loads((run / "run.json").read_text())
+    del about["crc"]  # as a hand leaves it that wants to be believed
     about |= {"prompt": WICKED, "why": WICKED, "status": WICKED, "versions": {WICKED: WICKED}}
     (run / "run.json").write_text(json.dumps(about))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
