@@ -17,6 +17,7 @@ from typing import NamedTuple
 from fourdfy_cli.errors import ENVIRONMENT, FourdfyError
 from fourdfy_cli.store import gate
 from fourdfy_cli.store.cache import cache_folder
+from fourdfy_cli.store.files import replacing
 from fourdfy_cli.store.folder import read_json, write_json
 
 LOCK = "sha256.json"
@@ -97,4 +98,5 @@ def write_lock(folder: Path) -> None:
     """List the sha256 of every file in a folder in its `sha256.json`."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LOCK)
     sums = {path.relative_to(folder).as_posix(): checksum(path, "sha256") for path in paths}
-    (folder / LOCK).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+    with replacing(folder / LOCK) as temporary:
+        temporary.write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
