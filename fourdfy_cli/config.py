@@ -6,6 +6,7 @@ every noise level, pixels as (height, width). Sources: presets.py. Numbers have 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -23,6 +24,7 @@ from fourdfy_cli.schedule import Ramp
 
 Pixels = Width = Annotated[int, 1, 4096]
 Every = Annotated[int, 1, 10**9]
+UNIONS = (types.UnionType, typing.Union)
 _hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
 
 
@@ -214,19 +216,19 @@ def from_dict(values: dict[str, Any]) -> Recipe:
 
 
 def override(recipe: Recipe, assignment: str, today: Callable[[str], str] = str) -> Recipe:
-    """A recipe with one value changed, e.g. "stage3.steps=500" or "stage1.multiview.scale=5"; raises FourdfyError (exit 2) for a value of
-    the wrong type or an unknown key, naming the nearest right one to `today(key)`, which may know what an older key is called now."""
+    """A recipe with one setting changed: "stage3.steps=500", "stage3.video.size=32,32", "stage3.video.view_words=none". Raises FourdfyError
+    (exit 2) for a value of the wrong type or an unknown key, naming the nearest right one to `today(key)`, an older key's name of now."""
     key, equals, text = assignment.partition("=")
+    keys = leaves(values := typing.cast(Any, to_dict(recipe)))
     if not equals:
         raise FourdfyError(f"--set wants key=value, not {assignment!r}", "--set stage3.steps=500", USAGE)
-    values: Any = to_dict(recipe)
-    keys = leaves(values)
-    if key not in keys:
+    if key not in keys and f"{key}.1" not in keys:
         near = difflib.get_close_matches(today(key), keys, 1, cutoff=0.3)
         raise FourdfyError(f"there is no setting {key!r}", f"--set {near[0]}={keys[near[0]]}" if near else "fourdfy generate --help", USAGE)
     *path, last = [int(k) if k.isdigit() else k for k in key.split(".")]
-    at = functools.reduce(lambda inside, name: inside[name], path, values)
-    at[last] = _read(text, keys[key], key)
+    at: Any = functools.reduce(lambda inside, name: inside[name], path, values)
+    kind: Any = functools.reduce(lambda kind, name: _hints(kind)[name], [k for k in (*path, last) if isinstance(k, str)], Recipe)
+    at[last] = _any(text) if isinstance(last, str) and typing.get_origin(kind) in (tuple, *UNIONS) else _read(text, keys[key], key)
     return from_dict(values)
 
 
@@ -238,13 +240,21 @@ def leaves(values: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for name, value in items for k, v in leaves(value, f"{prefix}.{name}".lstrip(".")).items()}
 
 
+def _any(text: str) -> Any:
+    """Text as none, a number, numbers or a word; a negative number is a word."""
+    with contextlib.suppress(ValueError):
+        numbers = [int(word) if word.isdigit() else float(word) for word in text.split(",")]
+        return text if min(numbers) < 0 else numbers if len(numbers) > 1 else numbers[0]
+    return None if text.lower() == "none" else text
+
+
 def _read(text: str, old: Any, key: str) -> Any:
     """Text as a value of the old one's type."""
     try:
         if isinstance(old, bool):
             return {"true": True, "false": False}[text.lower()]
-        if isinstance(old, str) or (old is None and text.lower() == "none"):
-            return None if old is None else text
+        if isinstance(old, str):
+            return text
         number = float(text)
         if not math.isfinite(number) or number < 0 or (isinstance(old, int) and not number.is_integer()):
             raise ValueError
@@ -263,8 +273,8 @@ def _build(kind: Any, value: Any, path: str) -> Any:
         hints = _hints(kind)
         needed = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
         if not isinstance(value, dict) or not needed <= set(value) <= set(hints):
-            names = sorted(map(str, needed - set(value) | set(value) - set(hints))) if isinstance(value, dict) else []
-            raise wrong(f"no missing or unknown settings ({', '.join(names)[:80]})" if names else "settings by name")
+            names = ", ".join(sorted(map(str, needed - set(value) | set(value) - set(hints)))) if isinstance(value, dict) else ""
+            raise wrong(f"no missing or unknown settings ({names[:80]})" if names else "settings by name")
         return kind(**{name: _build(hint, value[name], f"{path}.{name}") for name, hint in hints.items() if name in value})
     origin, options = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
@@ -276,12 +286,12 @@ def _build(kind: Any, value: Any, path: str) -> Any:
         if value not in options:
             raise wrong(f"one of {', '.join(options)}", f"--set {path[1:]}={options[0]}")
         return value
-    if origin in (types.UnionType, typing.Union):
+    if origin in UNIONS:
         fits = sorted(options, key=lambda o: (o is type(None), (typing.get_origin(o) is Literal) != isinstance(value, str)))
         return None if value is None else _build(fits[0], value, path)
     if origin is tuple:
         if not isinstance(value, (tuple, list)) or len(value) != len(options):
-            raise wrong(f"{len(options)} values")
+            raise wrong(f"{len(options)} values", f"--set {path[1:]}=32,32")
         return tuple(_build(o, v, f"{path}.{i}") for i, (o, v) in enumerate(zip(options, value, strict=True)))
     if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         return float(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from dataclasses import replace
@@ -43,6 +44,43 @@ def test_override_changes_one_leaf(key: str, value: float):
     after = config.leaves(config.to_dict(changed))
     assert after[key] == kind(value) and type(after[key]) is kind
     assert {k: v for k, v in after.items() if k != key} == {k: v for k, v in LEAVES.items() if k != key}
+
+
+@pytest.mark.parametrize(
+    "setting, wanted",
+    [
+        ("stage3.multiview.coarse=32,48", (32, 48)),
+        ("stage1.multiview.coarse=none", None),
+        ("stage3.video.size=16,24", (16, 24)),
+        ("stage3.video.view_words=30,45.5", (30.0, 45.5)),
+        ("stage3.video.view_words=none", None),
+        ("stage3.multiview.view_words=sectors", "sectors"),
+        ("stage3.alpha_thre=1e-3", 1e-3),
+        ("stage3.alpha_thre=none", None),
+        ("stage3.video.negative=a, b", "a, b"),
+        ("stage3.video.negative=none", "none"),
+    ],
+)
+def test_pairs_and_words_and_none_take_each_others_place(setting, wanted):
+    changed = config.override(NANO, setting)
+    key = setting.partition("=")[0]
+    assert functools.reduce(getattr, key.split("."), changed) == wanted
+    assert config.from_dict(config.to_dict(changed)) == changed
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "stage3.multiview.coarse=32", "stage3.multiview.coarse=32,32,32", "stage3.multiview.coarse=32,0", "stage3.multiview.coarse=32,-1",
+        "stage3.multiview.coarse=sectors", "stage3.multiview.coarse=", "stage3.multiview.coarse=32,1e999", "stage3.multiview.coarse=1.5,2",
+        "stage3.video.view_words=sector", "stage3.video.view_words=nan,1", "stage3.video.size=none", "stage3.alpha_thre=-1",
+        "stage3.alpha_thre=1,2", "stage3.alpha_thre=true", "stage3.video=1,2", "stage3.video.size.2=1", "stage3.video.size.a=1",
+    ],
+)  # fmt: skip
+def test_other_pairs_are_refused_in_one_line(setting):
+    with pytest.raises(FourdfyError) as caught:
+        config.override(NANO, setting)
+    assert caught.value.code == USAGE and "\n" not in caught.value.message and setting.rpartition(".")[0][:7] in caught.value.message
 
 
 @pytest.mark.parametrize("key", sorted(LEAVES))
