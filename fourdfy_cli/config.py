@@ -109,6 +109,7 @@ class Branch:
     levels: Literal["drawn", "annealed"] = "drawn"  # the noise level: anywhere from low to high, or from high down to low with progress
     encoder: Literal["own", "tiny"] = "own"  # the model's autoencoder, or a small one up to progress own_from
     own_from: float = 1.0
+    still: Ramp = Ramp(0.0, 0.0)  # how likely views that share a moment (multi-view, image) are of the first one, at time 0
     clean_first: bool = False  # the video model is shown the clip's first frame, at time 0, without noise
 
 
@@ -293,8 +294,7 @@ def _build(kind: Any, value: Any, path: str) -> Any:
         if not isinstance(value, (tuple, list)) or len(value) != len(options):
             raise wrong(f"{len(options)} values", f"--set {path[1:]}=32,32")
         return tuple(_build(o, v, f"{path}.{i}") for i, (o, v) in enumerate(zip(options, value, strict=True)))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
-        return float(value)
+    value = float(value) if kind is float and type(value) is int and abs(value) < 2**63 else value
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)) or (kind is float and not math.isfinite(value)):
         raise wrong(kind.__name__)
     return value

@@ -112,7 +112,8 @@ def draw_shot(branch: str, context: StepContext) -> Shot:
         times = times - times[0] if settings.clean_first else times
         return Shot(c2w.expand(frames, 4, 4), fovy.expand(frames), times, size)
     pick = int(torch.randint(len(times), (), generator=generator))
-    time = times[pick] if context.settings.moving else torch.tensor(0.0)
+    still = torch.rand((), generator=generator) < settings.still.at(context.progress)
+    time = times[pick] if context.settings.moving and not still else torch.tensor(0.0)
     return Shot(c2w, fovy, time.expand(len(c2w)), size)
 
 

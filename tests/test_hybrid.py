@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fourdfy_cli import hybrid, presets
+from fourdfy_cli import config, hybrid, presets
 from fourdfy_cli.config import LearningRates
 from fourdfy_cli.diffusion.noise import Schedule
 from fourdfy_cli.evaluate.truth import compare, render_views, views
@@ -84,6 +84,20 @@ def test_shots(tiny, stage, branch, count):
         assert (shot.time == 0).all()
     moving = draw_shot("multiview", StepContext(tiny, 5, 3, 1))
     assert len(moving.time.unique()) == 1 and moving.time[0] > 0
+
+
+def test_late_views_of_one_moment_are_of_the_first(tiny):
+    tiny = config.override(tiny, "stage3.steps=400")
+    for branch, count in (("multiview", 4), ("image", 1), ("video", 8)):
+        late = tiny
+        for end, value in (("end", 0.5), ("begin", 0.5), ("until", 0.5)):
+            late = config.override(late, f"stage3.{branch}.still.{end}={value}")
+        shots, as_before = ([draw_shot(branch, StepContext(recipe, 5, 3, step)) for step in range(400)] for recipe in (late, tiny))
+        first = torch.tensor([bool((shot.time == 0).all()) for shot in shots])
+        assert not first[:200].any() and first[200:].float().mean() == pytest.approx(0.0 if branch == "video" else 0.5, abs=0.1)
+        for shot, before, still in zip(shots, as_before, first, strict=True):
+            assert len(shot) == count and torch.equal(shot.c2w, before.c2w)
+            assert still or torch.equal(shot.time, before.time)
 
 
 def test_elevations_of_the_released_code():

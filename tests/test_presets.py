@@ -147,6 +147,14 @@ def test_every_number_has_a_source(name: str):
     assert recipe.name == name and not [key for key in leaves(recipe) if presets.source(name, key) == "unknown"]
 
 
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_a_schedule_has_one_source(name: str):
+    ramps = {key.rpartition(".")[0] for key in leaves(presets.preset(name)) if key.endswith(".until")}
+    for ramp in ramps:
+        assert len({presets.source(name, f"{ramp}.{part}") for part in ("start", "end", "begin", "until")}) == 1, ramp
+    assert len(ramps) > 20
+
+
 @pytest.mark.parametrize("name, own", [("official", presets.OFFICIAL), ("fast", presets.FAST)])
 def test_what_differs_from_the_paper_says_so(name: str, own: dict[str, str]):
     """A preset's own sources cover all that it changes, and each of them something that it changes."""
