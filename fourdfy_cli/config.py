@@ -24,6 +24,7 @@ from fourdfy_cli.schedule import Ramp
 
 Pixels = Width = Annotated[int, 1, 4096]
 Every = Annotated[int, 1, 10**9]
+Chance = Annotated[float, 0, 1]
 UNIONS = (types.UnionType, typing.Union)
 _hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
 
@@ -57,9 +58,9 @@ class Background:
     """Spherical-harmonics network; in training, with chance `random`, one plain colour a clip in [low, high] instead, grey if `grey`."""
 
     hidden: Width = 16
-    random: float = 0.5
-    low: float = 0.0
-    high: float = 1.0
+    random: Chance = 0.5
+    low: Chance = 0.0
+    high: Chance = 1.0
     grey: bool = False
 
 
@@ -79,9 +80,9 @@ class March:
 class Cameras:
     """Training cameras: uniform ranges, degrees and world units."""
 
-    distance: tuple[float, float] = (2.5, 3.0)
-    fovy: tuple[float, float] = (15.0, 60.0)
-    elevation: tuple[float, float] = (0.0, 30.0)
+    distance: tuple[Annotated[float, 0.01, 1000], Annotated[float, 0.01, 1000]] = (2.5, 3.0)
+    fovy: tuple[Annotated[float, 1, 179], Annotated[float, 1, 179]] = (15.0, 60.0)
+    elevation: tuple[Annotated[float, -90, 90], Annotated[float, -90, 90]] = (0.0, 30.0)
     flat_area: bool = False  # the half of the elevations that is uniform in area ends at asin(elevation / 90 degrees)
 
 
@@ -101,7 +102,7 @@ class Branch:
     coarse_groups: Annotated[int, 1, 64] = 1
     fine_from: float = 0.0
     form: Literal["sds", "reconstruction"] = "sds"
-    rescale: float = 0.5  # of the guided x0, reconstruction form only
+    rescale: Chance = 0.5  # of the guided x0, reconstruction form only
     negative: str = ""
     amplification: float = 1.0  # how much more than its mean over frames the video gradient's deviation from it counts
     pixel_weight: float = 0.0  # of the distance between pictures, beside that between latents (guidance/base.py)
@@ -129,8 +130,8 @@ class Stage:
     """One stage of Algorithm 1: its branches and how often each is drawn, and how fast what learns."""
 
     steps: Annotated[int, 0, 10**9]
-    p_3d: float
-    p_image: float
+    p_3d: Chance
+    p_image: Chance
     lr: LearningRates
     multiview: Branch
     image: Branch
@@ -163,7 +164,7 @@ class Vsd:
     """The LoRA network of Eq. 4 and 5: on models.lora, or with `share_base` on the image model itself."""
 
     rank: Annotated[int, 1, 1024] = 4
-    drop_camera: float = 0.1
+    drop_camera: Chance = 0.1
     share_base: bool = False
 
 
@@ -242,10 +243,10 @@ def leaves(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _any(text: str) -> Any:
-    """Text as none, a number, numbers or a word; a negative number is a word."""
+    """Text as none, a number, numbers or a word."""
     with contextlib.suppress(ValueError):
         numbers = [int(word) if word.isdigit() else float(word) for word in text.split(",")]
-        return text if min(numbers) < 0 else numbers if len(numbers) > 1 else numbers[0]
+        return numbers if len(numbers) > 1 else numbers[0]
     return None if text.lower() == "none" else text
 
 
@@ -257,7 +258,7 @@ def _read(text: str, old: Any, key: str) -> Any:
         if isinstance(old, str):
             return text
         number = float(text)
-        if not math.isfinite(number) or number < 0 or (isinstance(old, int) and not number.is_integer()):
+        if not math.isfinite(number) or (isinstance(old, int) and not number.is_integer()):
             raise ValueError
         return int(number) if isinstance(old, int) else number
     except (KeyError, ValueError):
@@ -265,7 +266,7 @@ def _read(text: str, old: Any, key: str) -> Any:
 
 
 def _build(kind: Any, value: Any, path: str) -> Any:
-    """A value of the annotated type, within its bounds, from plain builtins."""
+    """A value of the annotated type, within its bounds (a number without any: 0 to 1e9), from plain builtins."""
 
     def wrong(what: str, hint: str = "fourdfy info CHECKPOINT") -> FourdfyError:
         return FourdfyError(f"recipe{path} wants {what}, not {str(value)[:80]!r}", hint, USAGE)
@@ -278,11 +279,7 @@ def _build(kind: Any, value: Any, path: str) -> Any:
             raise wrong(f"no missing or unknown settings ({names[:80]})" if names else "settings by name")
         return kind(**{name: _build(hint, value[name], f"{path}.{name}") for name, hint in hints.items() if name in value})
     origin, options = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Annotated:
-        number, least, most = _build(options[0], value, path), *options[1:]
-        if not least <= number <= most:
-            raise wrong(f"a number from {least} to {most}", f"--set {path[1:]}={min(max(number, least), most)}")
-        return number
+    kind, least, most = options if origin is Annotated else (kind, 0, 10**9)
     if origin is Literal:
         if value not in options:
             raise wrong(f"one of {', '.join(options)}", f"--set {path[1:]}={options[0]}")
@@ -297,4 +294,6 @@ def _build(kind: Any, value: Any, path: str) -> Any:
     value = float(value) if kind is float and type(value) is int and abs(value) < 2**63 else value
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)) or (kind is float and not math.isfinite(value)):
         raise wrong(kind.__name__)
+    if kind in (int, float) and not least <= value <= most:
+        raise wrong(f"a number from {least} to {most}", f"--set {path[1:]}={min(max(value, least), most)}")
     return value

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import math
+import typing
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -57,6 +59,7 @@ def test_override_changes_one_leaf(key: str, value: float):
         ("stage3.multiview.view_words=sectors", "sectors"),
         ("stage3.alpha_thre=1e-3", 1e-3),
         ("stage3.alpha_thre=none", None),
+        ("cameras.elevation=-10,45", (-10.0, 45.0)),
         ("stage3.video.negative=a, b", "a, b"),
         ("stage3.video.negative=none", "none"),
     ],
@@ -74,6 +77,7 @@ def test_pairs_and_words_and_none_take_each_others_place(setting, wanted):
         "stage3.multiview.coarse=32", "stage3.multiview.coarse=32,32,32", "stage3.multiview.coarse=32,0", "stage3.multiview.coarse=32,-1",
         "stage3.multiview.coarse=sectors", "stage3.multiview.coarse=", "stage3.multiview.coarse=32,1e999", "stage3.multiview.coarse=1.5,2",
         "stage3.video.view_words=sector", "stage3.video.view_words=nan,1", "stage3.video.size=none", "stage3.alpha_thre=-1",
+        "cameras.elevation=-10,91", "cameras.fovy=40,180", "cameras.distance=0,1", "stage3.p_3d=1.1",
         "stage3.alpha_thre=1,2", "stage3.alpha_thre=true", "stage3.video=1,2", "stage3.video.size.2=1", "stage3.video.size.a=1",
     ],
 )  # fmt: skip
@@ -130,6 +134,17 @@ def test_any_dictionary_is_a_recipe_or_one_line(value: object, key: str):
             assert isinstance(config.from_dict(values), config.Recipe)
         except FourdfyError as error:
             assert error.code == USAGE
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_no_number_but_an_elevation_is_negative_and_none_is_endless(key: str):
+    values = config.to_dict(NANO)
+    *path, last = (int(word) if word.isdigit() else word for word in key.split("."))
+    at: Any = functools.reduce(lambda inside, name: inside[name], path, typing.cast(Any, values))
+    for at[last] in (-91, -1e-9, 2 * 10**9, 1e300, math.inf, math.nan)[2 * key.startswith("cameras.elevation") :]:
+        with pytest.raises(FourdfyError, match=r"^recipe.* wants [^\n]*$") as refused:
+            config.from_dict(values)
+        assert refused.value.code == USAGE
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown"])

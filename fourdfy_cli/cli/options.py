@@ -208,8 +208,10 @@ def origins(options: Run, recipe: Recipe) -> dict[str, str]:
     if options.commercial and recipe.models.video == presets.with_wan(plain).models.video:
         found |= dict.fromkeys(differences(plain, presets.with_wan(plain)), "--commercial")
     found |= dict.fromkeys(config.leaves(file_settings().get("set", {})), str(FILE))
-    found |= {one.partition("=")[0]: "environment" for one in os.environ.get("FOURDFY_SET", "").split()}
-    found |= {one.partition("=")[0]: "command line" for one in options.settings}
+    keys = list(config.leaves(config.to_dict(recipe)))
+    for place, settings in {"environment": os.environ.get("FOURDFY_SET", "").split(), "command line": options.settings}.items():
+        for name in (one.partition("=")[0] for one in settings):
+            found |= {key: place for key in keys if f"{key}.".startswith(f"{name}.")}  # one key, or both of a pair
     return found | (dict.fromkeys(differences(plain, presets.smoke(plain)), "--smoke") if options.smoke else {})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import sys
 import types
 from pathlib import Path
@@ -156,8 +157,9 @@ def test_bad_settings_file(content: str | bytes, train: Train, isolated: Path, c
 
 
 def test_dry_run_prints_the_recipe_and_writes_nothing(train: Train, isolated: Path, capsys: pytest.CaptureFixture[str]):
-    assert main.run(["generate", DOG, "--dry-run", "--set", "stage3.steps=77"]) == 0
-    assert any(line.split() == ["stage3.steps", "=", "77", "#", "command", "line"] for line in capsys.readouterr().out.splitlines())
+    assert main.run(["generate", DOG, "--dry-run", "--set", "stage3.steps=77", "--set", "cameras.elevation=-10,45"]) == 0
+    told = re.findall(r"^\S+\.(\S+) += (\S+) # command line$", capsys.readouterr().out, re.M)
+    assert told == [("steps", "77"), ("0", "-10.0"), ("1", "45.0")]
     assert main.run(["generate", DOG, "--dry-run", "--json", "--set", "stage3.steps=77"]) == 0
     recipe = config.from_dict(json.loads(capsys.readouterr().out)["data"]["recipe"])
     assert recipe == config.override(presets.nano(), "stage3.steps=77")

@@ -270,7 +270,7 @@ def mutated(values: dict[str, Any], rng: random.Random) -> dict[str, Any]:
         elif kind < 0.2 and isinstance(at, dict):
             at[f"more{key}"] = copy.deepcopy(rng.choice(JUNK))
         elif type(at[key]) in (int, float) and kind < 0.7:
-            at[key] = type(at[key])(min(max(at[key] * 10.0 ** rng.uniform(-3, 3), -1e9), 1e9))
+            at[key] = type(at[key])(min(max(at[key], -1e12), 1e12) * 10.0 ** rng.uniform(-3, 3))
         else:
             at[key] = copy.deepcopy(rng.choice(JUNK))
         if not values:
