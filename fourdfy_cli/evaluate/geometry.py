@@ -13,6 +13,7 @@ from scipy.spatial import KDTree
 
 from fourdfy_cli.nano import solid
 from fourdfy_cli.nano.prompts import Subject
+from fourdfy_cli.output.hull import carved
 from fourdfy_cli.output.mesh import Mesh, automatic, crosses, cut, densities
 from fourdfy_cli.scene.scene import Scene
 
@@ -21,8 +22,8 @@ RESOLUTION, POINTS = 96, 20_000
 
 def compare(scene: Scene, subject: Subject, times: list[float]) -> list[dict[str, float]]:
     """One row for each time in [0,1]: chamfer, volume_iou, and the threshold of all. Raises FourdfyError as `cut`."""
-    volumes = [densities(scene, time, RESOLUTION) for time in times]
-    threshold = automatic(volumes)
+    fog = [densities(scene, time, RESOLUTION) for time in times]
+    threshold, volumes = automatic(fog), [carved(volume) for volume in fog]
     rows = []
     for time, volume in zip(times, volumes, strict=True):
         ours = spread(cut(scene, time, volume, threshold), POINTS)

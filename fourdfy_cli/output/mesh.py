@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fourdfy_cli.errors import FAILURE, USAGE, FourdfyError
 from fourdfy_cli.output.extras import require
+from fourdfy_cli.output.hull import carved
 from fourdfy_cli.scene.occupancy import lookup
 from fourdfy_cli.scene.scene import CHUNK, Scene, density_at
 
@@ -54,12 +55,15 @@ class Mesh:
 
 
 def mesh(scene: Scene, time: float, threshold: float | None = None, faces: int | None = None, resolution: int = RESOLUTION) -> Mesh:
-    """The surface of a scene at a time in [0,1], of at most about `faces` triangles; the threshold is `automatic` unless given.
+    """The surface of a scene at a time in [0,1], of at most about `faces` triangles: where the density passes `threshold`, or, unless that
+    is given, the `automatic` one inside the visual hull.
 
     Raises FourdfyError: exit 1 if there is nothing at that time, exit 3 without scikit-image.
     """
     volume = densities(scene, time, resolution)
-    return cut(scene, time, volume, automatic([volume]) if threshold is None else threshold, faces)
+    if threshold is None:
+        threshold, volume = automatic([volume]), carved(volume)
+    return cut(scene, time, volume, threshold, faces)
 
 
 def cut(scene: Scene, time: float, volume: np.ndarray, threshold: float, faces: int | None = None) -> Mesh:
@@ -90,13 +94,14 @@ def field(scene: Scene, x: Tensor, time: float | Tensor) -> tuple[Tensor, Tensor
 
 
 def automatic(volumes: Iterable[np.ndarray]) -> float:
-    """The threshold at which the solid's silhouettes along the three axes fit best those of the fog itself: where a ray loses more than
-    half of its light. Measured by IoU over all volumes; of many that fit, the middle; 0.1 where there is nothing."""
+    """The threshold at which the silhouettes of the solid inside the visual hull, along the three axes, fit best those of the fog itself:
+    where a ray loses more than half of its light. Measured by IoU over all volumes; of many that fit, the middle; 0.1 where nothing is."""
     both, union = np.zeros(len(LEVELS)), np.zeros(len(LEVELS))
     for volume in volumes:
+        inside = carved(volume)
         for axis in range(3):
             dark = volume.sum(axis) * (2 / len(volume)) > np.log(2)
-            peak = np.digitize(volume.max(axis), LEVELS)  # how many of the thresholds the densest point of a ray exceeds
+            peak = np.digitize(inside.max(axis), LEVELS)  # how many of the thresholds the densest point of a ray exceeds
             counts = (np.bincount(which, minlength=len(LEVELS) + 1) for which in (peak[dark], peak.ravel()))
             hit, drawn = (count[::-1].cumsum()[::-1][1:] for count in counts)  # rays at or beyond each threshold
             both, union = both + hit, union + drawn + dark.sum() - hit

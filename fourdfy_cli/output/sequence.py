@@ -9,7 +9,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from fourdfy_cli.output.mesh import RESOLUTION, Mesh, automatic, densities, mesh, normals_of
+from fourdfy_cli.output.hull import carved
+from fourdfy_cli.output.mesh import RESOLUTION, Mesh, automatic, cut, densities, normals_of
 from fourdfy_cli.scene.deformation import Deformation
 from fourdfy_cli.scene.field import Deformed
 from fourdfy_cli.scene.scene import Scene
@@ -42,14 +43,20 @@ def level(scene: Scene, choice: MeshOptions, counted: Counted) -> float:
     return automatic(densities(scene, time, choice.resolution) for time in counted(times, len(times), "threshold"))
 
 
+def matter(scene: Scene, choice: MeshOptions, time: float) -> np.ndarray:
+    """The densities [R R R] to cut at a moment: those inside the visual hull, unless the threshold is given."""
+    volume = densities(scene, time, choice.resolution)
+    return carved(volume) if choice.threshold is None else volume
+
+
 def meshes(scene: Scene, choice: MeshOptions, counted: Counted) -> list[Mesh]:
     """A mesh for each moment; of a deformation field all have the first one's faces and colours. Raises as `mesh`."""
     threshold = level(scene, choice, counted)
     if isinstance(scene.field, Deformed):
-        first = mesh(scene, 0.0, threshold, choice.faces, choice.resolution)
+        first = cut(scene, 0.0, matter(scene, choice, 0.0), threshold, choice.faces)
         return [first, *(moved(scene, first, time) for time in counted(choice.times[1:], choice.frames - 1, "meshes"))]
-    cut = (mesh(scene, time, threshold, choice.faces, choice.resolution) for time in choice.times)
-    return list(counted(cut, choice.frames, "meshes"))
+    each = (cut(scene, time, matter(scene, choice, time), threshold, choice.faces) for time in choice.times)
+    return list(counted(each, choice.frames, "meshes"))
 
 
 @torch.no_grad()

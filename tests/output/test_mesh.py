@@ -9,7 +9,7 @@ import trimesh
 from samples import bent, matter, scene
 
 from fourdfy_cli.errors import FourdfyError
-from fourdfy_cli.output import extras, mesh, sequence
+from fourdfy_cli.output import extras, hull, mesh, sequence
 
 
 @pytest.mark.parametrize("time", [0.0, 0.5])
@@ -52,10 +52,10 @@ def test_the_threshold_fits_silhouettes_of_fog():
     radius = np.linalg.norm(np.stack(np.meshgrid(axis, axis, axis, indexing="ij")), axis=0)
     for dense in (5.0, 50.0):
         fog = dense * np.clip(1 - radius / 0.8, 0, None)
-        threshold = mesh.automatic([fog])
-        dark, seen = fog.sum(2) / 32 > np.log(2), fog.max(2) > threshold
+        dark = fog.sum(2) / 32 > np.log(2)
         best = max((dark & (fog.max(2) > level)).sum() / (dark | (fog.max(2) > level)).sum() for level in mesh.LEVELS)
-        assert (dark & seen).sum() / (dark | seen).sum() == pytest.approx(best) and best > 0.95
+        seen = hull.carved(fog).max(2) > mesh.automatic([fog])
+        assert (dark & seen).sum() / (dark | seen).sum() > max(best - 0.01, 0.95)
     assert mesh.automatic([np.zeros((8, 8, 8))]) == mesh.LEVELS[0]
 
 
