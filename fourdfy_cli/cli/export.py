@@ -25,8 +25,7 @@ class ExportOptions(options.Common):
     fps: Annotated[float, typer.Option("--fps", min=0.1, max=240, help="Moments a second.")] = 16
     faces: Annotated[int | None, typer.Option("--faces", min=4, help="Triangles of a mesh, at most.", show_default="all")] = None
     threshold: Annotated[
-        float | None,
-        typer.Option("--threshold", help="Density on the surface.", show_default="where silhouettes fit best"),
+        float | None, typer.Option("--threshold", help="Density on the surface.", show_default="where silhouettes fit best")
     ] = None
     resolution: Annotated[int, typer.Option("--resolution", min=8, max=512, help="Points of the grid along an axis.")] = 128
     splats: Annotated[bool, typer.Option("--splats", help="Gaussians converted from the field instead: .ply or .glb.")] = False

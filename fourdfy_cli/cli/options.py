@@ -207,9 +207,9 @@ def origins(options: Run, recipe: Recipe) -> dict[str, str]:
         found |= {"models.size": "--size tiny"} | dict.fromkeys(differences(plain, presets.tiny(plain)), "--size tiny")
     if options.commercial and recipe.models.video == presets.with_wan(plain).models.video:
         found |= dict.fromkeys(differences(plain, presets.with_wan(plain)), "--commercial")
-    found |= dict.fromkeys(config.leaves(file_settings().get("set", {})), str(FILE))
-    keys = list(config.leaves(config.to_dict(recipe)))
-    for place, settings in {"environment": os.environ.get("FOURDFY_SET", "").split(), "command line": options.settings}.items():
+    keys, inherited = list(config.leaves(config.to_dict(recipe))), os.environ.get("FOURDFY_SET", "").split()
+    written = config.leaves(file_settings().get("set", {}))
+    for place, settings in {str(FILE): written, "environment": inherited, "command line": options.settings}.items():
         for name in (one.partition("=")[0] for one in settings):
             found |= {key: place for key in keys if f"{key}.".startswith(f"{name}.")}  # one key, or both of a pair
     return found | (dict.fromkeys(differences(plain, presets.smoke(plain)), "--smoke") if options.smoke else {})

@@ -22,8 +22,9 @@ RESOLUTION, POINTS = 96, 20_000
 
 def compare(scene: Scene, subject: Subject, times: list[float]) -> list[dict[str, float]]:
     """One row for each time in [0,1]: chamfer, volume_iou, and the threshold of all. Raises FourdfyError as `cut`."""
-    fog = [densities(scene, time, RESOLUTION) for time in times]
-    threshold, volumes = automatic(fog), [carved(volume) for volume in fog]
+    fogs = [densities(scene, time, RESOLUTION) for time in times]
+    volumes = [carved(fog) for fog in fogs]
+    threshold = automatic(zip(fogs, volumes, strict=True))
     rows = []
     for time, volume in zip(times, volumes, strict=True):
         ours = spread(cut(scene, time, volume, threshold), POINTS)

@@ -7,6 +7,7 @@ where every ray through a point is dark can a solid be that looks as the fog doe
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -30,9 +31,9 @@ def optical_depth(volume: np.ndarray) -> np.ndarray:
         right /= np.linalg.norm(right)
         pixel = middle @ np.stack([right, np.cross(direction, right)], 1) + wide / 2
         first = pixel.astype(np.int64)
-        share = pixel - first
+        apart = pixel - first
         corners = [  # the four nearest pixels, and the cell's share in each
-            (first[:, 0] * wide + first[:, 1] + wide * i + j, np.abs(1 - i - share[:, 0]) * np.abs(1 - j - share[:, 1]))
+            (first[:, 0] * wide + first[:, 1] + wide * i + j, np.abs(1 - i - apart[:, 0]) * np.abs(1 - j - apart[:, 1]))
             for i in (0, 1)
             for j in (0, 1)
         ]
@@ -52,13 +53,16 @@ def hemisphere(count: int) -> np.ndarray:
     return np.stack([np.sqrt(1 - z * z) * np.cos(turn), np.sqrt(1 - z * z) * np.sin(turn), z], 1)
 
 
-def carved(volume: np.ndarray, depth: np.ndarray | None = None) -> np.ndarray:
-    """Densities [R R R] as they are inside the hull, falling steeply to nothing outside; `depth` is their `optical_depth`."""
-    depth = optical_depth(volume) if depth is None else depth
-    return volume * np.minimum(depth / math.log(2), 1) ** STEEP
+def carved(volume: np.ndarray) -> np.ndarray:
+    """Densities [R R R] as they are inside the hull, falling steeply to nothing outside."""
+    return volume * share(optical_depth(volume))
 
 
-def share(depth: Float[Tensor, "R R R"], x: Float[Tensor, "N 3"]) -> Float[Tensor, " N"]:
-    """What `carved` leaves of the density at points of the world, from the optical depth of cells, linear in between."""
-    between = F.grid_sample(depth[None, None], x.flip(1)[None, None, None], padding_mode="border", align_corners=False)[0, 0, 0, 0]
-    return (between / math.log(2)).clamp(max=1) ** STEEP
+def share(depth: Any) -> Any:
+    """What is left of the density where the least optical depth is this, an array or tensor: 1 inside the hull."""
+    return (depth / math.log(2)).clip(max=1) ** STEEP
+
+
+def between(depth: Float[Tensor, "R R R"], x: Float[Tensor, "N 3"]) -> Float[Tensor, " N"]:
+    """The optical depth of cells at points of the world, linear from middle to middle."""
+    return F.grid_sample(depth[None, None], x.flip(1)[None, None, None], padding_mode="border", align_corners=False)[0, 0, 0, 0]

@@ -62,7 +62,8 @@ def mesh(scene: Scene, time: float, threshold: float | None = None, faces: int |
     """
     volume = densities(scene, time, resolution)
     if threshold is None:
-        threshold, volume = automatic([volume]), carved(volume)
+        inside = carved(volume)
+        threshold, volume = automatic([(volume, inside)]), inside
     return cut(scene, time, volume, threshold, faces)
 
 
@@ -93,12 +94,11 @@ def field(scene: Scene, x: Tensor, time: float | Tensor) -> tuple[Tensor, Tensor
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))  # pyright: ignore[reportReturnType]
 
 
-def automatic(volumes: Iterable[np.ndarray]) -> float:
-    """The threshold at which the silhouettes of the solid inside the visual hull, along the three axes, fit best those of the fog itself:
-    where a ray loses more than half of its light. Measured by IoU over all volumes; of many that fit, the middle; 0.1 where nothing is."""
+def automatic(volumes: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    """The threshold at which silhouettes along the three axes of what is `carved` fit best those of the fog itself: where a ray loses more
+    than half of its light. Of pairs (fog, carved); measured by IoU over all; of many that fit, the middle; 0.1 where there is nothing."""
     both, union = np.zeros(len(LEVELS)), np.zeros(len(LEVELS))
-    for volume in volumes:
-        inside = carved(volume)
+    for volume, inside in volumes:
         for axis in range(3):
             dark = volume.sum(axis) * (2 / len(volume)) > np.log(2)
             peak = np.digitize(inside.max(axis), LEVELS)  # how many of the thresholds the densest point of a ray exceeds

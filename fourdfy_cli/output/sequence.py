@@ -40,7 +40,8 @@ def level(scene: Scene, choice: MeshOptions, counted: Counted) -> float:
     if choice.threshold is not None:
         return choice.threshold
     times = choice.times[:: -(-choice.frames // SEEN)]
-    return automatic(densities(scene, time, choice.resolution) for time in counted(times, len(times), "threshold"))
+    fogs = (densities(scene, time, choice.resolution) for time in counted(times, len(times), "threshold"))
+    return automatic((fog, carved(fog)) for fog in fogs)
 
 
 def matter(scene: Scene, choice: MeshOptions, time: float) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fourdfy_cli.output.hull import optical_depth, share
+from fourdfy_cli.output.hull import between, optical_depth, share
 from fourdfy_cli.output.mesh import FLOOR, densities
 from fourdfy_cli.output.sequence import MeshOptions, level
 from fourdfy_cli.scene.cameras import Shot
@@ -42,7 +42,7 @@ def first_met(scene: Scene, rays: Rays, threshold: float, depth: Float[Tensor, "
     cells = scene.occupancy.binary
     samples = scene.backend.volume.march(rays.origin, rays.direction, cells, scene.step_length, rays.jitter, bounds(cells).to(rays.origin))
     x, time = samples.points(rays.origin, rays.direction), rays.time[samples.ray]
-    height = (density_at(scene, x, time, float(scene.blob_std)) * share(depth, x) / threshold).clamp_min(FLOOR).log()
+    height = (density_at(scene, x, time, float(scene.blob_std)) * share(between(depth, x)) / threshold).clamp_min(FLOOR).log()
     inside = (height > 0).nonzero()[:, 0]
     ray = samples.ray[inside]
     first = inside[ray.diff(prepend=ray.new_tensor([-1])) > 0]  # samples are sorted by ray, and along it

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fourdfy_cli.config import Recipe, override
+from fourdfy_cli.config import Recipe, from_dict, override, to_dict
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.presets import preset as named
 from fourdfy_cli.run.choice import check_prompt, device_for, fitting_preset
@@ -42,8 +42,8 @@ def generate(
 
 
 def chosen(preset: str | Recipe | None, settings: Mapping[str, Any]) -> Recipe:
-    """The recipe of that name with these settings. Raises FourdfyError (code 2)."""
-    recipe = preset if isinstance(preset, Recipe) else named(preset or fitting_preset())
+    """The recipe of that name, or a whole one if its numbers are within bounds, with these settings. Raises FourdfyError (code 2)."""
+    recipe = from_dict(to_dict(preset)) if isinstance(preset, Recipe) else named(preset or fitting_preset())
     for key, value in settings.items():
         recipe = override(recipe, f"{key}={str(value).lower() if value is None or isinstance(value, bool) else value}", renamed)
     return recipe

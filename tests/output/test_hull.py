@@ -53,7 +53,7 @@ def test_silhouettes_fit_where_no_threshold_does():
         return float((dark & seen).sum() / (dark | seen).sum())
 
     assert max(fit(fog > level) for level in mesh.LEVELS) < 0.8
-    assert fit(hull.carved(fog) > mesh.automatic([fog])) > 0.95
+    assert fit((inside := hull.carved(fog)) > mesh.automatic([(fog, inside)])) > 0.95
 
 
 def test_a_dense_solid_stays_as_it_is():
@@ -66,5 +66,5 @@ def test_what_is_left_at_points_is_what_is_left_in_cells():
     volume = (20 * np.exp(-((grid(24) / 0.5) ** 2).sum(0))).astype(np.float32)
     depth = hull.optical_depth(volume)
     x = torch.from_numpy(grid(24).reshape(3, -1).T.copy()).float()
-    left = volume * hull.share(torch.from_numpy(depth), x).numpy().reshape(volume.shape)
-    assert np.allclose(left, hull.carved(volume, depth), rtol=1e-3, atol=1e-5) and (left[volume > 0] < 0.5 * volume[volume > 0]).any()
+    left = volume * hull.share(hull.between(torch.from_numpy(depth), x)).numpy().reshape(volume.shape)
+    assert np.allclose(left, hull.carved(volume), rtol=1e-3, atol=1e-5) and (left[volume > 0] < 0.5 * volume[volume > 0]).any()

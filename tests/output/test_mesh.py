@@ -54,9 +54,10 @@ def test_the_threshold_fits_silhouettes_of_fog():
         fog = dense * np.clip(1 - radius / 0.8, 0, None)
         dark = fog.sum(2) / 32 > np.log(2)
         best = max((dark & (fog.max(2) > level)).sum() / (dark | (fog.max(2) > level)).sum() for level in mesh.LEVELS)
-        seen = hull.carved(fog).max(2) > mesh.automatic([fog])
+        inside = hull.carved(fog)
+        seen = inside.max(2) > mesh.automatic([(fog, inside)])
         assert (dark & seen).sum() / (dark | seen).sum() > max(best - 0.01, 0.95)
-    assert mesh.automatic([np.zeros((8, 8, 8))]) == mesh.LEVELS[0]
+    assert mesh.automatic([(np.zeros((8, 8, 8)), np.zeros((8, 8, 8)))]) == mesh.LEVELS[0]
 
 
 def test_nothing_is_where_the_occupancy_grid_says_so():

@@ -6,6 +6,7 @@ import base64
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from fourdfy_cli.run import api, train
 from fourdfy_cli.run.progress import PrintedEvents
 from fourdfy_cli.run.result import RunResult
 from fourdfy_cli.store import checkpoint
+
+BELOW = replace(tiny_recipe(), cameras=replace(tiny_recipe().cameras, elevation=(-91.0, 30.0)))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,8 @@ def test_settings_change_the_recipe_by_key():
 
 
 @pytest.mark.parametrize(
-    ("given", "code"), [({"prompt": " "}, 2), ({"prompt": "a zeppelin"}, 2), ({"preset": "nanoo"}, 2), ({"device": "gpu"}, 2)]
+    ("given", "code"),
+    [({"prompt": " "}, 2), ({"prompt": "a zeppelin"}, 2), ({"preset": "nanoo"}, 2), ({"device": "gpu"}, 2), ({"preset": BELOW}, 2)],
 )
 def test_what_cannot_be_leaves_nothing_behind(given: dict, code: int, isolated: Path):
     with pytest.raises(fourdfy.FourdfyError) as caught:
