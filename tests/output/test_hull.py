@@ -53,7 +53,8 @@ def test_silhouettes_fit_where_no_threshold_does():
         return float((dark & seen).sum() / (dark | seen).sum())
 
     assert max(fit(fog > level) for level in mesh.LEVELS) < 0.8
-    assert fit((inside := hull.carved(fog)) > mesh.automatic([(fog, inside)])) > 0.95
+    inside = hull.carved(fog)
+    assert fit(inside > mesh.automatic([(fog, inside)])) > 0.95
 
 
 def test_a_dense_solid_stays_as_it_is():
