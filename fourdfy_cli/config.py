@@ -48,6 +48,7 @@ class Field:
     dynamic: Grid = Grid()
     hidden: Width = 64
     blob_height: float = 10.0  # density bias at the origin
+    density_power: Annotated[float, 1, 4] = 1.0  # density = softplus(net + bias) to this power; above 1 surfaces are sharper
     init: float = 1e-4  # grid entries start in U(-init, init)
     kind: Literal["hashgrid", "hexplane", "deformation"] = "hashgrid"
     deformation: Grid = Grid(levels=8, base=4)  # of a deformation's displacement

@@ -28,7 +28,7 @@ class Field(nn.Module):
 
     def __init__(self, cfg: config.Field, generator: torch.Generator, encoding: Encoding = hashgrid.TORCH):
         super().__init__()
-        self.blob_height = cfg.blob_height
+        self.blob_height, self.density_power = cfg.blob_height, cfg.density_power
         self.static, self.dynamic, channels = self.parts(cfg, generator, encoding)
         self.density_net = mlp((channels, cfg.hidden, 1), generator)
         self.colour_net = mlp((channels, cfg.hidden, 3), generator)
@@ -72,15 +72,20 @@ class Field(nn.Module):
     def decode(
         self, features: Float[Tensor, "N C"], x: Float[Tensor, "N 3"], blob_std: float
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N 3"]]:
-        """Density [N] = softplus(net + bias) and colour [N 3] = sigmoid(net), the same from every side, of points with these features."""
+        """Density [N] = softplus(net + bias)^density_power and colour [N 3] = sigmoid(net), the same from every side, of points with these
+        features."""
         features, x = self._placed(features, x)
         out = decode(features, self.density_net, self.colour_net)
-        return activated(F.softplus, out[:, 0] + self._bias(x, blob_std)), activated(torch.sigmoid, out[:, 1:])
+        return activated(self._positive, out[:, 0] + self._bias(x, blob_std)), activated(torch.sigmoid, out[:, 1:])
 
     def density_of(self, features: Float[Tensor, "N C"], x: Float[Tensor, "N 3"], blob_std: float) -> Float[Tensor, " N"]:
         """The density of `decode` alone."""
         features, x = self._placed(features, x)
-        return activated(F.softplus, decode(features, self.density_net)[:, 0] + self._bias(x, blob_std))
+        return activated(self._positive, decode(features, self.density_net)[:, 0] + self._bias(x, blob_std))
+
+    def _positive(self, x: Tensor) -> Tensor:
+        """softplus(x)^density_power: the higher the power, the steeper density leaps at a surface."""
+        return F.softplus(x) if self.density_power == 1 else F.softplus(x) ** self.density_power
 
     def _placed(self, features: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features and points as the nets and the bias want them."""

@@ -49,15 +49,24 @@ def test_nets_of_the_paper():
     assert (count(field(cfg).density_net), count(field(cfg).colour_net)) == (2112, 2240)
 
 
-def test_density_and_colour_by_hand():
-    f, (x, time) = field().double(), where(20)
+@pytest.mark.parametrize("power", (1, 2, 2.5))
+def test_density_and_colour_by_hand(power):
+    f, (x, time) = field(dataclasses.replace(TINY, density_power=power)).double(), where(20)
     density, rgb = f(x, time, 0.7)
     features = f.static((x + 1) / 2) + f.dynamic(torch.cat([(x + 1) / 2, time[:, None]], 1))
     (a, b), (c, d) = [[layer.weight for layer in net if hasattr(layer, "weight")] for net in (f.density_net, f.colour_net)]
     blob = 10 * (1 - x.square().sum(1).sqrt() / 0.7)
-    torch.testing.assert_close(density, torch.log1p(torch.exp(((features @ a.T).clamp(min=0) @ b.T)[:, 0] + blob)))
+    torch.testing.assert_close(density, torch.log1p(torch.exp(((features @ a.T).clamp(min=0) @ b.T)[:, 0] + blob)) ** power)
     torch.testing.assert_close(rgb, 1 / (1 + torch.exp(-(features @ c.T).clamp(min=0) @ d.T)))
     assert torch.equal(f.density(x, time, 0.7), density)
+
+
+def test_a_power_of_nothing_has_a_gradient():
+    """Far outside softplus is 0 to the last digit, and so is its square's slope: not nan."""
+    f, (x, time) = field(dataclasses.replace(TINY, density_power=2)).double(), where(20)
+    far = (x + 1).requires_grad_()
+    density, _ = f(far, time, 1e-6)
+    assert (density == 0).all() and (torch.autograd.grad(density.sum(), far)[0] == 0).all()
 
 
 def test_half_the_digits_give_nearly_the_same(monkeypatch: pytest.MonkeyPatch):
@@ -110,9 +119,10 @@ def test_the_dynamic_part_moves_the_scene(cfg):
 
 
 @EVERY
-def test_gradcheck_in_points_times_and_parameters(cfg):
+@pytest.mark.parametrize("power", (1, 2))
+def test_gradcheck_in_points_times_and_parameters(cfg, power):
     small = config.Grid(1, 2, 4, 2, 1.5)
-    f, (x, time) = awake(dataclasses.replace(cfg, static=small, dynamic=small, deformation=small, hidden=4)), where(3)
+    f, (x, time) = awake(dataclasses.replace(cfg, static=small, dynamic=small, deformation=small, hidden=4, density_power=power)), where(3)
     x = 0.5 * x  # away from the walls, where a displaced point stops
     parameters = {name: p.detach().clone().requires_grad_() for name, p in f.named_parameters()}
 
