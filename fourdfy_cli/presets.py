@@ -41,7 +41,7 @@ def nano() -> Recipe:
         ),
         stage2=Stage(
             60, 0.5, 1.0, LearningRates(6e-2, 0.0, 1e-2, 0.0, 1e-3), replace(calm, high=constant(0.6)), image, video,
-            lr_decay=Ramp(1.0, 0.1, 0.5, 1.0), opaque=constant(5.0),
+            lr_decay=Ramp(1.0, 0.1, 0.5, 1.0), opaque=constant(5.0),  # up to 0.6, at a high rate: eyes and noses (nano/README.md)
         ),
         stage3=Stage(
             360, 0.5, 0.1, LearningRates(2e-2, 1.6e-2, 2e-3, 0.0, 1e-3), moving, image, video, odds_3d=Ramp(1.0, 2.0, 0.7, 0.75),
