@@ -22,12 +22,12 @@ def nano() -> Recipe:
     # The reconstruction form (the released code's for Eq. 3) for the video branch too: small scales, no colour drift.
     anneal = {"form": "reconstruction", "model_size": (64, 64), "rescale": 0.5}
     # The distance between pictures counts too: smoother surfaces, fewer false faces. Noise up to 0.6: eyes and noses (nano/README.md).
-    calm = Branch(fine, 3.0, 1.0, constant(0.02), constant(0.6), **anneal, pixel_weight=5.0)
+    base = Branch(fine, 3.0, 1.0, constant(0.02), constant(0.6), **anneal, pixel_weight=5.0)
     falling = replace(
-        calm, low=Ramp(0.98, 0.02, 0.0, 0.8), high=Ramp(0.98, 0.3, 0.0, 0.8), coarse=coarse, fine_from=0.7,
+        base, low=Ramp(0.98, 0.02, 0.0, 0.8), high=Ramp(0.98, 0.3, 0.0, 0.8), coarse=coarse, fine_from=0.7,
     )  # fmt: skip
     # The video branch roughens surfaces, this smooths them; late also where faces come back, all of it at rest (nano/README.md).
-    moving = replace(calm, size=coarse, scale=2.0, high=Ramp(0.3, 0.58, 0.65, 0.75), still=Ramp(0.5, 1.0, 0.65, 0.75), pixel_weight=15.0)
+    moving = replace(base, size=coarse, scale=2.0, high=Ramp(0.3, 0.58, 0.65, 0.75), still=Ramp(0.5, 1.0, 0.65, 0.75), pixel_weight=15.0)
     image = Branch(fine, 3.0, 1.0, constant(0.02), constant(0.5), model_size=(64, 64), view_words="sectors")
     # From high noise, where motion is made, to low, where it settles; not amplified, as a weaker video model needed (nano/README.md).
     video = Branch(coarse, 2.0, 1.0, Ramp(0.8, 0.2, 0.0, 0.9), Ramp(0.95, 0.5, 0.0, 0.9), **anneal, view_words="sectors")
@@ -40,7 +40,7 @@ def nano() -> Recipe:
             lr_decay=Ramp(1.0, 0.2, 0.6, 1.0), opaque=Ramp(0.0, 5.0, 0.0, 1.0),
         ),
         stage2=Stage(
-            60, 0.5, 1.0, LearningRates(6e-2, 0.0, 1e-2, 0.0, 1e-3), calm, image, video,
+            60, 0.5, 1.0, LearningRates(6e-2, 0.0, 1e-2, 0.0, 1e-3), base, image, video,
             lr_decay=Ramp(1.0, 0.1, 0.5, 1.0), opaque=constant(5.0),
         ),
         stage3=Stage(
