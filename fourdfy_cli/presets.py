@@ -26,8 +26,8 @@ def nano() -> Recipe:
     falling = replace(
         base, low=Ramp(0.98, 0.02, 0.0, 0.8), high=Ramp(0.98, 0.3, 0.0, 0.8), coarse=coarse, fine_from=0.7,
     )  # fmt: skip
-    # The video branch roughens surfaces, this smooths them; late also where faces come back, all of it at rest (nano/README.md).
-    moving = replace(base, size=coarse, scale=2.0, high=Ramp(0.3, 0.58, 0.65, 0.75), still=Ramp(0.5, 1.0, 0.65, 0.75), pixel_weight=15.0)
+    # The video branch roughens surfaces, this smooths them; told the moment, at this noise it also moves what is not far along.
+    moving = replace(base, size=coarse, scale=2.0, high=Ramp(0.7, 0.58, 0.65, 0.75), pixel_weight=15.0)
     image = Branch(fine, 3.0, 1.0, constant(0.02), constant(0.5), model_size=(64, 64), view_words="sectors")
     # From high noise, where motion is made, to low, where it settles; not amplified, as a weaker video model needed (nano/README.md).
     video = Branch(coarse, 2.0, 1.0, Ramp(0.8, 0.2, 0.0, 0.9), Ramp(0.95, 0.5, 0.0, 0.9), **anneal, view_words="sectors")
@@ -44,8 +44,8 @@ def nano() -> Recipe:
             lr_decay=Ramp(1.0, 0.1, 0.5, 1.0), opaque=constant(5.0),
         ),
         stage3=Stage(
-            360, 0.5, 0.1, LearningRates(2e-2, 1.6e-2, 2e-3, 0.0, 1e-3), moving, image, video, odds_3d=Ramp(1.0, 2.0, 0.7, 0.75),
-            moving=True, dynamic_always=True, dilation=1, alpha_thre=1e-5, lr_decay=Ramp(1.0, 0.1, 0.8, 1.0),
+            450, 0.67, 0.1, LearningRates(2e-2, 9e-3, 2e-3, 0.0, 1e-3), moving, image, video,
+            moving=True, dynamic_always=True, dilation=1, alpha_thre=1e-5, lr_decay=Ramp(1.0, 0.1, 0.7, 1.0),
             opaque=Ramp(0.0, 2000.0, 0.5, 0.9),  # the mean of a shot: below some hundreds it does nothing
         ),
         field=Field(Grid(4, 4, 16, 8, 2.0), Grid(4, 4, 16, 8, 1.6), hidden=32, density_power=2.0, deformation=Grid(4, 4, 16, 4, 1.6)),

@@ -23,7 +23,6 @@ from fourdfy_cli.presets import preset
 from fourdfy_cli.scene.field import Deformed
 from fourdfy_cli.scene.scene import Scene
 from fourdfy_cli.scene.volume import Samples
-from fourdfy_cli.schedule import constant
 from fourdfy_cli.store import checkpoint
 
 GRID = config.Grid(2, 2, 8, 4, 2.0)
@@ -189,7 +188,7 @@ def tiny_recipe() -> Recipe:
     stages = {
         "stage1": dataclasses.replace(nano.stage1, steps=2),
         "stage2": dataclasses.replace(nano.stage2, steps=4),
-        "stage3": dataclasses.replace(nano.stage3, steps=5, p_3d=0.4, p_image=0.4, odds_3d=constant(1.0)),
+        "stage3": dataclasses.replace(nano.stage3, steps=5, p_3d=0.4, p_image=0.4),
     }
     return dataclasses.replace(
         nano,

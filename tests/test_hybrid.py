@@ -87,8 +87,7 @@ def test_shots(tiny, stage, branch, count):
 
 
 def test_late_views_of_one_moment_are_of_the_first(tiny):
-    for setting in ("stage3.steps=400", "stage3.multiview.still.start=0", "stage3.multiview.still.end=0"):
-        tiny = config.override(tiny, setting)
+    tiny = config.override(tiny, "stage3.steps=400")
     for branch, count in (("multiview", 4), ("image", 1), ("video", 8)):
         late = tiny
         for end, value in (("end", 0.5), ("begin", 0.5), ("until", 0.5)):

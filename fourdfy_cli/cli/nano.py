@@ -134,8 +134,9 @@ def limits(run: Run, wanted: Limits) -> None:
 class Probe(options.Common):
     """Options of `nano probe`."""
 
+    kind: Annotated[str, typer.Option("--kind", help="multiview or video.")] = "video"
     video: Annotated[Path | None, typer.Option("--video", help="Folder of another video model.", show_default="the one that ships")] = None
-    clips: Annotated[int, typer.Option("--clips", min=1, help="Clips for each motion.")] = 12
+    clips: Annotated[int, typer.Option("--clips", min=1, help="Things for each motion.")] = 12
     scale: Annotated[float, typer.Option("--scale", help="Classifier-free guidance scale.")] = 1.0
     posterior: Annotated[bool, typer.Option("--posterior", help="Also the mean over all clips that fit the caption (minutes).")] = False
     seed: options.Seed = 0
@@ -144,7 +145,11 @@ class Probe(options.Common):
 @app.command()
 @options.grouped
 def probe(wanted: Probe) -> None:
-    """Measure how much of the right motion the video model sees in clips that stand still or move half as far."""
+    """Measure how much of the right motion the video model sees in clips that stand still or move half as far; or the multi-view model."""
+    if wanted.kind not in ("multiview", "video"):
+        raise FourdfyError(f"no motion can be asked of {wanted.kind!r}", "--kind multiview or video", USAGE)
+    if wanted.kind == "multiview" and (wanted.video or wanted.posterior):
+        raise FourdfyError("--video and --posterior are about the video model", "fourdfy nano probe --kind multiview", USAGE)
     from dataclasses import replace
 
     import torch
@@ -155,8 +160,8 @@ def probe(wanted: Probe) -> None:
 
     recipe = presets.preset("nano")
     named = replace(recipe.models, video=str(wanted.video or ""))
-    model = models.load(sets.specs(named, ("video",))["video"], "cpu", torch.float32)
-    rule = recipe.stage3.video.view_words
+    model = models.load(sets.specs(named, (wanted.kind,))[wanted.kind], "cpu", torch.float32)
+    rule = recipe.stage3.video.view_words if wanted.kind == "video" else None
     rows = measure(model, rule, wanted.clips, wanted.scale, wanted.seed, wanted.posterior, wanted.output.note)
     wanted.output.finish({"clips": wanted.clips, "scale": wanted.scale, "table": rows})
 

@@ -22,6 +22,8 @@ from fourdfy_cli.diffusion.network import UNETS, VAES, broken, network, read_jso
 from fourdfy_cli.diffusion.noise import Schedule
 from fourdfy_cli.diffusion.table import CAMERA_PROJECTION
 
+MOMENT = 2  # numbers of a moment (scene/cameras.py), which a multi-view model may be told after a view's camera
+
 # Networks of diffusers, whose own annotations know too little of `config`, `to` and what a call returns.
 Unet = Any  # one of network.UNETS, or what is called as one
 Vae = Any  # AutoencoderKL or AutoencoderDC
@@ -82,6 +84,11 @@ class Diffusion:
     schedule: Schedule
     spec: ModelSpec
 
+    @property
+    def timed(self) -> bool:
+        """Whether a multi-view model is told each view's moment (scene/cameras.py) beside its camera: the nano one is."""
+        return told(self.unet) == CAMERA + MOMENT
+
     def to(self, device: torch.device | str) -> None:
         """Move both networks."""
         self.unet.to(device)
@@ -96,7 +103,7 @@ class Diffusion:
         uncond: Float[Tensor, "M L C"],
         camera: Tensor | None = None,
     ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B ..."]]:
-        """Network outputs under both texts (N, M = 1 or B), the same camera [B 16] for both, in one batch of 2B."""
+        """Network outputs under both texts (N, M = 1 or B), the same camera [B 16 or 18] for both, in one batch of 2B."""
         texts = torch.cat([text.expand(len(z_t), -1, -1) for text in (cond, uncond)])
         output = self.output(torch.cat([z_t, z_t]), t, texts, None if camera is None else torch.cat([camera, camera]))
         return output[: len(z_t)], output[len(z_t) :]
@@ -127,11 +134,17 @@ def load(spec: ModelSpec, device: torch.device | str, dtype: torch.dtype, vae: V
     """
     unet = load_unet(spec, device, dtype)
     if spec.role == "multiview":
-        if unet.config["class_embed_type"] != "projection" or unet.config["projection_class_embeddings_input_dim"] != CAMERA:
-            raise broken(f"{spec.folder('unet')}: a multi-view model needs a projection class embedding of {CAMERA} numbers")
+        if unet.config["class_embed_type"] != "projection" or told(unet) not in (CAMERA, CAMERA + MOMENT):
+            numbers = f"{CAMERA} or {CAMERA + MOMENT} numbers"
+            raise broken(f"{spec.folder('unet')}: a multi-view model needs a projection class embedding of {numbers}")
         fold_views(unet)
     vae = vae if vae is not None else network(spec.folder("vae"), VAES, device, dtype, spec.seed)
     return Diffusion(unet, vae, schedule(spec), spec)
+
+
+def told(unet: Unet) -> int | None:
+    """How many numbers a UNet is told of each view."""
+    return unet.config["projection_class_embeddings_input_dim"]
 
 
 def load_unet(spec: ModelSpec, device: torch.device | str, dtype: torch.dtype) -> Unet:

@@ -27,11 +27,12 @@ PAIRS = [(o, c) for o in OBJECTS for c in COLOURS if (o, c) not in HELD_OUT]
 
 @dataclass
 class Batch:
-    """Groups of V pictures of one thing: rgb [N V 3 H W] in [-1,1], c2w [N V 4 4], azimuth [N V] in degrees."""
+    """Groups of V pictures of one thing: rgb [N V 3 H W] in [-1,1], c2w [N V 4 4], azimuth [N V] in degrees, time [N V] in [0,1)."""
 
     rgb: Tensor
     c2w: Tensor
     azimuth: Tensor
+    time: Tensor
     subjects: list[Subject]
 
 
@@ -49,20 +50,21 @@ def draw(
 ) -> Batch:
     """Draw `count` things in `views` pictures each.
 
-    "still": cameras 360/views degrees apart at t = 0, no motion; "posed": the same at one random time of a random motion.
+    "posed": cameras 360/views degrees apart at one random time of a random motion; "still": the same draw before it moves, at t = 0.
     "clip": one camera, consecutive times t0 + k/views with t0 in [0, 1/views), and a random motion; "frozen": the same
     draw before it moves, at t = 0, one picture each; "other": the same draw in another motion.
     """
     turning = kind in ("still", "posed")
     chosen = [pairs[i] for i in rng.integers(0, len(pairs), count)]
-    motion = rng.integers(0, len(MOTIONS), count) if kind != "still" else np.full(count, -1)
+    motion = rng.integers(0, len(MOTIONS), count)
     colour = np.array([COLOURS[c] for _, c in chosen]) + rng.normal(0, 0.02, (count, 3))
     start, elevation, distance = uniform(0, 360, rng, count, 1), uniform(*ELEVATION, rng, count), uniform(*DISTANCE, rng, count)
     steps = np.arange(views, dtype=np.float32)[None]
     azimuth = start + (360 / views if turning else 0) * steps
-    time = np.zeros((count, views), np.float32)
-    if kind != "still":
-        time = time + uniform(0, 1, rng, count, 1) if turning else (uniform(0, 1, rng, count, 1) + steps) / views
+    first = uniform(0, 1, rng, count, 1)
+    time = first + 0 * steps if turning else (first + steps) / views
+    if kind == "still":
+        time, motion = 0 * time, np.full(count, -1)
     c2w = orbit_camera(
         *(
             torch.from_numpy(np.broadcast_to(x, (count, views)).flatten())
@@ -84,9 +86,8 @@ def draw(
     grey = np.repeat(uniform(*GREY, rng, count), views)[:, None, None, None]
     rgb = torch.from_numpy(picture.over(grey)).permute(0, 3, 1, 2) * 2 - 1
     subjects = [Subject(o, c, MOTIONS[m] if m >= 0 else None) for (o, c), m in zip(chosen, motion, strict=True)]
-    return Batch(
-        rgb.unflatten(0, (count, views)), c2w.unflatten(0, (count, views)), torch.from_numpy(azimuth + 0 * steps[:, :views]), subjects
-    )
+    angles = torch.from_numpy(azimuth + 0 * steps[:, :views])
+    return Batch(rgb.unflatten(0, (count, views)), c2w.unflatten(0, (count, views)), angles, torch.from_numpy(time), subjects)
 
 
 def clips(rng: np.random.Generator, count: int, frames: int = FRAMES) -> Batch:

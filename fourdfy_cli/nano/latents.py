@@ -23,7 +23,7 @@ SECONDS = 60.0  # between two saves of what is drawn
 
 
 def cache(path: Path, seed: int, groups: int, kind: data.Kind, vae, device: str = "cpu", report=print) -> dict[str, Tensor]:
-    """Latents [N V C h w] (half precision), cameras [N V 16], azimuths [N V] and subjects [N 3] of drawn groups; kept
+    """Latents [N V C h w] (half precision), cameras [N V 16], azimuths [N V], times [N V] and subjects [N 3] of drawn groups; kept
     in a file, made again from the seed if it is not there; what was drawn before an interruption is not drawn again.
 
     Kinds as in `data.draw`: V = 4 sides of "still" and "posed" things, FRAMES frames of a "clip", one picture of a
@@ -37,7 +37,7 @@ def cache(path: Path, seed: int, groups: int, kind: data.Kind, vae, device: str 
     start = len(pieces[0]["latents"]) if pieces else 0
 
     def make(number: int) -> data.Batch:
-        return data.draw(np.random.default_rng((seed, views, kind != "still", number)), GROUP, views, kind)
+        return data.draw(np.random.default_rng((seed, views, number)), GROUP, views, kind)
 
     vae.to(device)
     told = time.monotonic() - SECONDS
@@ -70,6 +70,7 @@ def _encoded(batch: data.Batch, vae, device: str) -> dict[str, Tensor]:
         "latents": vae.encode(batch.rgb.flatten(0, 1).to(device)).latent.unflatten(0, (groups, -1)).half().cpu(),
         "cameras": unit_camera(batch.c2w.flatten(0, 1)).unflatten(0, (groups, -1)),
         "azimuth": batch.azimuth,
+        "time": batch.time,
         "subjects": encode_subjects(batch.subjects),
     }
 

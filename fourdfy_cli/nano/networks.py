@@ -12,12 +12,15 @@ import torch
 from diffusers import AutoencoderDC, DDIMScheduler, UNet2DConditionModel, UNetMotionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from fourdfy_cli.diffusion.models import MOMENT
+from fourdfy_cli.diffusion.mvdream import CAMERA
 from fourdfy_cli.nano.objects import COLOURS, OBJECTS
 from fourdfy_cli.nano.prompts import MOTIONS
 
 IMAGE_SIZE, LATENT_SIZE, LATENT_CHANNELS, FRAMES = 64, 8, 12, 8
 LATENT = (LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE)
 TEXT_WIDTH, TEXT_LENGTH = 64, 12
+VIEW = CAMERA + MOMENT  # numbers that the multi-view model is told of each view
 CHANNELS, HEAD_WIDTH = (64, 128), 16
 WORDS = ("a", "an", ",", "front", "side", "back", "view", *COLOURS, *OBJECTS, *MOTIONS, "left", "right")
 
@@ -52,10 +55,10 @@ def _shared(heads: int | tuple[int, ...]) -> dict:
 
 
 def unet2d(camera: bool) -> UNet2DConditionModel:
-    """Image UNet; with `camera`, the multi-view one, which takes a 16-d camera as its class label."""
+    """Image UNet; with `camera`, the multi-view one, whose class label is a camera (16 numbers) and a moment (2)."""
     levels = len(CHANNELS)
     heads = tuple(width // HEAD_WIDTH for width in CHANNELS)  # diffusers' attention_head_dim means their number here
-    extra = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16} if camera else {}
+    extra = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": VIEW} if camera else {}
     return UNet2DConditionModel(
         down_block_types=("CrossAttnDownBlock2D",) * levels,
         up_block_types=("CrossAttnUpBlock2D",) * levels,

@@ -1,4 +1,5 @@
-"""What a video model makes of clips that stand still, or move half as far as they should: the figures to drive its training by.
+"""What a video model makes of clips that stand still, or move half as far as they should: the figures to drive its training by. The
+multi-view model, which is told the moment, is asked the same frame by frame, with three more sides of each.
 
 A clean estimate's deviation from its mean over frames is its motion. Its cosine to the true clip's says whether the model means the right
 motion, its length over the true one's how much of it. Its part that is even in time (the same backwards) and its odd part are also measured
@@ -19,13 +20,14 @@ from torch import Tensor
 
 from fourdfy_cli.diffusion import text
 from fourdfy_cli.diffusion.models import Diffusion
+from fourdfy_cli.diffusion.multiview import VIEWS
 from fourdfy_cli.diffusion.noise import guided
 from fourdfy_cli.nano import exact
 from fourdfy_cli.nano.data import DISTANCE, ELEVATION, FOVY, GREY
 from fourdfy_cli.nano.networks import FRAMES, IMAGE_SIZE
 from fourdfy_cli.nano.objects import COLOURS, WITH_FRONT
 from fourdfy_cli.nano.prompts import MOTIONS, Subject
-from fourdfy_cli.scene.cameras import Shot, orbit_camera
+from fourdfy_cli.scene.cameras import Shot, moment, orbit_camera, unit_camera
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 0.95)  # of the T noise levels
 SHOWN = (0.2, 0.6, 0.95)  # of these, what the table has columns for
@@ -44,21 +46,23 @@ class Case:
     caption: str
 
 
-def cases(model: Diffusion, motion: str, count: int, rule: exact.Rule, seed: int) -> list[Case]:
+def cases(model: Diffusion, motion: str, count: int, rule: exact.Rule, seed: int, sides: int = 1) -> list[Case]:
     """`count` clips of things with a front, in turn, from random nano cameras, at times (k + 1/2) / F, so that frame F - 1 - k is frame k
-    backwards in time; captions with view words by `rule`."""
+    backwards in time; captions with view words by `rule`. Of each thing `sides` clips, 360 / sides degrees apart."""
     rng, made = np.random.default_rng((seed, MOTIONS.index(motion))), []
     for k in range(count):
         subject = Subject(WITH_FRONT[k % len(WITH_FRONT)], list(COLOURS)[rng.integers(len(COLOURS))], motion)
         azimuth, elevation, distance, grey = (rng.uniform(*r) for r in ((0, 360), ELEVATION, DISTANCE, GREY))
         full = torch.ones(FRAMES)
-        c2w = orbit_camera(math.radians(azimuth) * full, math.radians(elevation) * full, distance * full)
-        shot = Shot(c2w, math.radians(FOVY) * full, (torch.arange(FRAMES) + 0.5) / FRAMES, (IMAGE_SIZE, IMAGE_SIZE))
-        rest = Shot(c2w[:1], shot.fovy[:1], torch.zeros(1), shot.size)
-        clip, frozen = (exact.latents(model.vae, subject, s, grey).transpose(0, 1)[None] for s in (shot, rest))
-        words = text.view_word(azimuth, *rule) if isinstance(rule, tuple) else text.sector(azimuth)
-        caption = subject.text() if rule is None else text.worded(subject.text(), words)
-        made.append(Case(clip, frozen.expand_as(clip), subject, shot, grey, caption))
+        for side in range(sides):
+            around = azimuth + 360 / sides * side
+            c2w = orbit_camera(math.radians(around) * full, math.radians(elevation) * full, distance * full)
+            shot = Shot(c2w, math.radians(FOVY) * full, (torch.arange(FRAMES) + 0.5) / FRAMES, (IMAGE_SIZE, IMAGE_SIZE))
+            rest = Shot(c2w[:1], shot.fovy[:1], torch.zeros(1), shot.size)
+            clip, frozen = (exact.latents(model.vae, subject, s, grey).transpose(0, 1)[None] for s in (shot, rest))
+            words = text.view_word(around, *rule) if isinstance(rule, tuple) else text.sector(around)
+            caption = subject.text() if rule is None else text.worded(subject.text(), words)
+            made.append(Case(clip, frozen.expand_as(clip), subject, shot, grey, caption))
     return made
 
 
@@ -93,6 +97,26 @@ def learned(model: Diffusion, among: list[Case], states: dict[str, Tensor], scal
         return model.schedule.x0(guided(*model.predict(z_t, t, cond, uncond), scale), z_t, t)
 
     return estimate
+
+
+def learned_views(model: Diffusion, among: list[Case], states: dict[str, Tensor], scale: float) -> exact.Estimate:
+    """The same of a multi-view model, for cases of which each VIEWS neighbours are a thing's sides."""
+    cond, uncond = torch.stack([states[c.caption] for c in among]), states[""][None]
+    told = torch.stack([torch.cat([unit_camera(c.shot.c2w), moment(c.shot.time)], -1) for c in among])
+
+    def estimate(z_t: Tensor, t: int) -> Tensor:
+        frames = z_t.transpose(1, 2)
+        z = _by_moment(frames)
+        texts = _by_moment(cond[:, None].expand(-1, FRAMES, -1, -1))
+        x0 = model.schedule.x0(guided(*model.predict(z, t, texts, uncond, _by_moment(told)), scale), z, t)
+        return x0.unflatten(0, (-1, FRAMES, VIEWS)).transpose(1, 2).reshape(frames.shape).transpose(1, 2)
+
+    return estimate
+
+
+def _by_moment(x: Tensor) -> Tensor:
+    """[N F ...] of N / VIEWS things as [N / VIEWS F VIEWS ...], flat."""
+    return x.unflatten(0, (-1, VIEWS)).transpose(1, 2).flatten(0, 2)
 
 
 def posteriors(model: Diffusion, among: list[Case], rule: exact.Rule, seed: int) -> dict[str, exact.Estimate]:
@@ -130,13 +154,14 @@ def rows(model: Diffusion, among: list[Case], estimate: exact.Estimate, seed: in
 def probe(
     model: Diffusion, rule: exact.Rule, count: int = 12, scale: float = 1.0, seed: int = 0, ceiling: bool = False, report: Callable = print
 ) -> list[dict[str, Any]]:
-    """Rows of cosines and lengths per motion and input, of the model and, with `ceiling`, of the posterior means in its place."""
-    table = []
+    """Rows of cosines and lengths per motion and input, of the model and, with `ceiling`, of the posterior means in its place (of a video
+    model alone)."""
+    table, views = [], model.spec.role == "multiview"
     for motion in MOTIONS:
-        among = cases(model, motion, count, rule, seed)
+        among = cases(model, motion, count, rule, seed, VIEWS if views else 1)
         captions = sorted({c.caption for c in among} | {""})
         states = dict(zip(captions, text.encode(model.spec, captions, "cpu"), strict=True))
-        judges = {"learned": learned(model, among, states, scale)}
+        judges = {"learned": (learned_views if views else learned)(model, among, states, scale)}
         if ceiling:
             judges |= posteriors(model, among, rule, seed)
         for judge, estimate in judges.items():

@@ -9,19 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderDC, UNet2DConditionModel, UNetMotionModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel
 
 from fourdfy_cli.diffusion import models
-from fourdfy_cli.diffusion.models import ModelSpec, Unet, Vae
-from fourdfy_cli.diffusion.multiview import fold_views
+from fourdfy_cli.diffusion.models import ModelSpec, Vae
 from fourdfy_cli.diffusion.verify import write_lock
 from fourdfy_cli.errors import USAGE, FourdfyError, typed
 from fourdfy_cli.nano import data, networks
-from fourdfy_cli.nano.fit import Draw, Fit, Plan, Recorded
-from fourdfy_cli.nano.latents import Captions, cache, decode_subject, noised, words
+from fourdfy_cli.nano.fit import Fit, Plan
 from fourdfy_cli.nano.sample import draw, tile
 from fourdfy_cli.nano.train_clip import train_clip
+from fourdfy_cli.nano.train_multiview import train_multiview
 from fourdfy_cli.nano.train_video import train_video
 from fourdfy_cli.output.render import write_png
 
@@ -33,11 +32,9 @@ PLANS = {
     "clip": Plan(steps=2800, batch=128, rate=1e-3, pool=6144),
 }
 ON_GPU = PLANS | {
-    "multiview": Plan(steps=6000, batch=512, rate=1.5e-3, pool=32768, ema=0.999),
-    "video": Plan(steps=4600, batch=128, rate=1.5e-3, pool=98304, ema=0.999),
+    "multiview": Plan(steps=8000, batch=512, rate=1.5e-3, pool=32768, ema=0.999),
+    "video": Plan(steps=7400, batch=128, rate=1.5e-3, pool=98304, ema=0.999),
 }
-POSED = 600  # noise level below which half of the things are caught in motion (multiview_draw)
-NAMED = 5 / 6  # of the single pictures' captions name the view; the twin of Eq. 4 is shown the bare prompt
 
 
 def image_psnr(a: Tensor, b: Tensor) -> float:
@@ -106,86 +103,6 @@ def train_decoder(folder: Path, model: Vae, pool: Tensor, seed: int, device: str
         return latents[chosen] + 0.05 * torch.randn(plan.batch, *networks.LATENT, generator=generator), pool[chosen]
 
     fit.run(draw, lambda z, x: reconstruction(model.decoder(z) - x))
-
-
-def train_multiview(folder: Path, vae_folder: Path, plan: Plan, seed: int = 0, device: str = "cpu", report=print) -> None:
-    """Train the multi-view UNet and the text encoder together, mean squared error of v; then fold the zero camera away for the image
-    UNet."""
-    torch.manual_seed(seed)
-    tokens = networks.tokenizer(folder / "tokenizer")
-    encoder = networks.text_encoder(tokens)
-    unet: Unet = networks.unet2d(camera=True)
-    unet.to(memory_format=torch.channels_last)
-    fit = Fit("multiview", {"unet": unet, "text_encoder": encoder}, plan, folder, seed, device, report=report)
-    fit.resume()
-
-    losses = {views: Recorded(MultiviewLoss(unet, encoder, views)) for views in (4, 1)}
-    draw = multiview_draw(folder, vae_folder, plan, seed, Captions(tokens), device, report)
-    fit.run(draw, lambda views, *drawn: losses[views](*drawn))
-    encoder.save_pretrained(folder / "text_encoder")
-    networks.scheduler().save_pretrained(folder / "scheduler")
-    fold_views(unet, 1)
-    unet.to(memory_format=torch.contiguous_format).save_pretrained(folder / "multiview_unet")
-    image_half(unet).save_pretrained(folder / "image_unet")
-
-
-class MultiviewLoss(nn.Module):
-    """Squared error of v over pictures [N C h w], N / `views` groups of `views` with a caption [G L] each, as a function of tensors."""
-
-    def __init__(self, unet, encoder: CLIPTextModel, views: int):
-        super().__init__()
-        self.unet, self.encoder, self.views = unet, encoder, views
-
-    def forward(self, z_t: Tensor, v: Tensor, t: Tensor, camera: Tensor, ids: Tensor) -> Tensor:
-        fold_views(self.unet, self.views)
-        z_t = z_t.contiguous(memory_format=torch.channels_last)
-        return (self.unet(z_t, t, words(self.encoder, ids, len(t)), class_labels=camera).sample - v).square().mean()
-
-
-def multiview_draw(folder: Path, vae_folder: Path, plan: Plan, seed: int, captions: Captions, device: str = "cpu", report=print) -> Draw:
-    """As MVDream was trained: 70 % of the batches are groups of 4 views with cameras, the rest single pictures with
-    view words and a zero camera. Draws the number of views and what MultiviewLoss takes.
-
-    Above the noise level POSED everything stands in its canonical pose, whatever motion the caption names, so that stage 1, which
-    starts up there, makes that pose. Below it the picture shows the pose, and half of the things are caught at a random time of a
-    motion that their caption names: stage 3 asks about those.
-    """
-    vae = AutoencoderDC.from_pretrained(vae_folder).eval().requires_grad_(False)
-    kinds: tuple[data.Kind, ...] = ("still", "posed")
-    pools = [cache(folder / f"{kind}.safetensors", seed, plan.pool, kind, vae, device, report) for kind in kinds]
-    pool, size = {name: torch.cat([p[name] for p in pools]) for name in pools[0]}, len(pools[0]["latents"])
-    abar = networks.scheduler().alphas_cumprod
-
-    def draw(rng: np.random.Generator, generator: torch.Generator) -> tuple:
-        views = 4 if rng.random() < 0.7 else 1
-        groups = plan.batch // views
-        t = torch.randint(0, 1000, (groups,), generator=generator)
-        posed = (t.numpy() < POSED) & (rng.random(groups) < 0.5)
-        chosen = torch.from_numpy(rng.integers(0, size, groups) + size * posed)
-        subjects = [decode_subject(row) for row in pool["subjects"][chosen]]
-        named = [1.0 if s.motion else 0.5 for s in subjects]
-        if views == 4:
-            z, camera = pool["latents"][chosen].float().flatten(0, 1), pool["cameras"][chosen].flatten(0, 1)
-            texts = [data.caption(s, rng, motion=m) for s, m in zip(subjects, named, strict=True)]
-            t = t.repeat_interleave(4)
-        else:
-            view = torch.from_numpy(rng.integers(0, 4, groups))
-            z, camera = pool["latents"][chosen, view].float(), torch.zeros(groups, 16)
-            azimuth = pool["azimuth"][chosen, view].tolist()
-            texts = [data.caption(s, rng, a, m, view=NAMED) for s, a, m in zip(subjects, azimuth, named, strict=True)]
-        return views, *noised(z, t, abar, generator), t, camera, captions(texts)
-
-    return draw
-
-
-def image_half(unet: Unet) -> UNet2DConditionModel:
-    """The image UNet inside a multi-view one: the embedding of the zero camera folded into the time embedding."""
-    image = networks.unet2d(camera=False)
-    with torch.no_grad():
-        state = {k: v.clone() for k, v in unet.state_dict().items() if not k.startswith("class_embedding")}
-        state["time_embedding.linear_2.bias"] += unet.class_embedding(torch.zeros(1, 16))[0]
-    image.load_state_dict(state)
-    return image
 
 
 FOLDERS = ("multiview_unet", "image_unet", "video_unet", "vae", "text_encoder", "video_text_encoder")

@@ -77,6 +77,12 @@ def unit_camera(c2w: Float[Tensor, "V 4 4"]) -> Float[Tensor, "V 16"]:
     return camera.flatten(1)
 
 
+def moment(time: Float[Tensor, " V"]) -> Float[Tensor, "V 2"]:
+    """Where in its period a motion is: (cos 2 pi t, sin 2 pi t). The nano multi-view model is told it beside each camera; (0, 0) to it is
+    any moment."""
+    return torch.stack([(2 * math.pi * time).cos(), (2 * math.pi * time).sin()], -1)
+
+
 def turntable(frames: int, elevation: float, distance: float, fovy: float, size: int, turns: float = 1.0) -> Shot:
     """`frames` views around the object while time runs once over [0,1); angles in radians."""
     k = torch.arange(frames, dtype=torch.float32) / frames

@@ -44,7 +44,7 @@ def test_weights_and_outputs_are_those_saved(specs: dict[str, ModelSpec], role: 
 
 def test_halves_of_the_guided_batch(specs: dict[str, ModelSpec]) -> None:
     diffusion = models.load(specs["multiview"], CPU, torch.float32)
-    z, camera = torch.randn(4, 12, 8, 8), torch.randn(4, 16)
+    z, camera = torch.randn(4, 12, 8, 8), torch.randn(4, 18)
     cond, uncond = torch.randn(1, 5, 64), torch.randn(1, 5, 64)
     one, other = diffusion.predict(z, 300, cond, uncond, camera)
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_dtype_is_the_networks_alone(specs: dict[str, ModelSpec]) -> None:
     assert {p.dtype for p in diffusion.unet.parameters()} == {torch.bfloat16}
     z, _ = models.encode(diffusion.vae, torch.rand(4, 3, 64, 64))
     assert z.dtype == torch.float32
-    assert diffusion.predict(z, 5, torch.randn(1, 5, 64), torch.randn(1, 5, 64), torch.randn(4, 16))[0].dtype == torch.float32
+    assert diffusion.predict(z, 5, torch.randn(1, 5, 64), torch.randn(1, 5, 64), torch.randn(4, 18))[0].dtype == torch.float32
 
 
 def test_half_precision_file(copied: ModelSpec) -> None:

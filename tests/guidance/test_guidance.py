@@ -16,6 +16,7 @@ from torch import Tensor
 from fourdfy_cli.config import Branch
 from fourdfy_cli.diffusion import lora, models, priors, text
 from fourdfy_cli.diffusion.encoders import Pictures
+from fourdfy_cli.diffusion.multiview import fold_views
 from fourdfy_cli.diffusion.text import Texts
 from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.guidance import base, build
@@ -44,17 +45,29 @@ def variational(world: World, drop: float = 0.0) -> VariationalGuidance:
     return VariationalGuidance(world.models["image"], replace(world.models["image"], unet=unet), world.texts, drop)
 
 
-@pytest.mark.parametrize("views", [4, 8])
+def told_cameras_alone(diffusion: models.Diffusion) -> models.Diffusion:
+    """A multi-view model that is told no moments, as MVDream."""
+    torch.manual_seed(0)
+    unet = type(diffusion.unet)(**diffusion.unet.config | {"projection_class_embeddings_input_dim": 16}).double().eval()
+    fold_views(unet)
+    return replace(diffusion, unet=unet)
+
+
+@pytest.mark.parametrize("views, timed", [(4, False), (8, False), (4, True)])
 @pytest.mark.parametrize("form", ["reconstruction", "sds"])
-def test_multiview_is_equation_3(world: World, views: int, form: str) -> None:
+def test_multiview_is_equation_3(world: World, views: int, timed: bool, form: str) -> None:
     rgb, at = pictures(views), shot([10.0 + 90 * k for k in range(views)])
-    guidance = MultiviewGuidance(world.models["multiview"], world.texts)
+    at = replace(at, time=torch.full_like(at.time, 0.3))
+    diffusion = world.models["multiview"]
+    guidance = MultiviewGuidance(diffusion if timed else told_cameras_alone(diffusion), world.texts)
     ours = guidance(rgb, at, replace(BRANCH, form=form), 0.5, seeded())
     z, eps, t, scheduler = drawn(world, rgb)
     z_t = scheduler.add_noise(z, eps, torch.tensor([t]))
     camera = at.c2w.clone()
     camera[:, :3, 3] /= camera[:, :3, 3].norm(dim=1, keepdim=True)
-    cond, uncond = (velocity(world.models["multiview"].unet, z_t, t, world.texts[w], camera.reshape(-1, 16)) for w in (PROMPT, ""))
+    angle = 2 * torch.pi * at.time
+    told = torch.cat([camera.reshape(-1, 16), *([angle.cos()[:, None], angle.sin()[:, None]] if timed else [])], 1)
+    cond, uncond = (velocity(guidance.diffusion.unet, z_t, t, world.texts[w], told) for w in (PROMPT, ""))
     mixed = uncond + 3.0 * (cond - uncond)
     if form == "reconstruction":
         g = len(z) * reference.reconstruction(z, to_x0(scheduler, cond, z_t, t), to_x0(scheduler, mixed, z_t, t), 0.5, views // 4)

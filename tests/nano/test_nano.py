@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,16 @@ from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.evaluate import truth as judge
 from fourdfy_cli.evaluate.clip import load_clip
 from fourdfy_cli.evaluate.truth import camera_shot, change, compare, views
-from fourdfy_cli.nano import data, networks, train
+from fourdfy_cli.nano import data, networks, train, train_multiview
 from fourdfy_cli.nano.fit import Fit, Plan, ahead
+from fourdfy_cli.nano.latents import Captions
 from fourdfy_cli.nano.objects import COLOURS, OBJECTS
 from fourdfy_cli.nano.prompts import MOTIONS, Subject
 from fourdfy_cli.nano.sample import draw, load, sample
 from fourdfy_cli.nano.show import sheet, truth, video
 from fourdfy_cli.nano.snapshot import snapshot
-from fourdfy_cli.nano.train_video import BLIND, attentive, draw_clip, draw_levels, inflate
+from fourdfy_cli.nano.train_video import BLIND, LATE, attentive, draw_clip, draw_levels, inflate
+from fourdfy_cli.scene.cameras import moment
 from fourdfy_cli.scene.scene import Frames, Scene
 
 
@@ -50,7 +53,7 @@ def test_the_real_loader_loads_each_nano_model(role):
     model = models.load(NANO[role], "cpu", torch.float32)
     z = torch.randn(4, 12, 8, 8) if role != "video" else torch.randn(1, 12, 8, 8, 8)
     words = text.encode(NANO[role], ["a red dog", ""], "cpu")
-    camera = torch.zeros(4, 16) if role == "multiview" else None
+    camera = torch.zeros(4, networks.VIEW) if role == "multiview" else None
     cond, uncond = model.predict(z, 500, words[:1], words[1:], camera)
     assert cond.shape == z.shape and not torch.equal(cond, uncond)
     assert model.schedule.prediction == "v_prediction"
@@ -64,15 +67,15 @@ def test_every_word_of_the_world_is_one_token(tmp_path):
     assert len(shipped("a red dog jumping, side view").input_ids) == len(tokens("a red dog jumping, side view").input_ids) == 9
 
 
-def test_the_image_unet_is_the_multiview_unet_with_a_zero_camera():
+def test_the_image_unet_is_the_multiview_unet_with_a_zero_camera_and_moment():
     torch.manual_seed(0)
     unet = networks.unet2d(camera=True).eval()
-    image = train.image_half(unet).eval()
+    image = train_multiview.image_half(unet).eval()
     x, t, c = torch.randn(3, 12, 8, 8), torch.tensor([1, 400, 999]), torch.randn(3, networks.TEXT_LENGTH, networks.TEXT_WIDTH)
     with torch.no_grad():
-        a = unet(x, t, c, class_labels=torch.zeros(3, 16)).sample
+        a = unet(x, t, c, class_labels=torch.zeros(3, 18)).sample
         assert (image(x, t, c).sample - a).abs().max() < 1e-5
-        assert (unet(x, t, c, class_labels=torch.ones(3, 16)).sample - a).abs().max() > 1e-4
+        assert (unet(x, t, c, class_labels=torch.ones(3, 18)).sample - a).abs().max() > 1e-4
 
 
 def test_inflation_changes_nothing():
@@ -113,6 +116,43 @@ def test_flat_convolutions_change_nothing():
         for twin in (TemporalConvolution, PointwiseConvolution):
             assert any(isinstance(m, twin) for m in unet.modules())
         assert (unet(x, t, c).sample - stock).abs().max() < 1e-4
+
+
+def test_groups_are_told_their_moment_and_may_be_shown_too_little_of_the_motion(tmp_path, monkeypatch):
+    plan, captions = Plan(steps=1, batch=64, rate=1.0, pool=64), Captions(None)
+    monkeypatch.setattr(Captions, "__call__", lambda self, texts: texts)
+    monkeypatch.setattr(train_multiview, "noised", lambda z, t, abar, generator: (z, None))  # what is noised, as it is
+    draw = train_multiview.multiview_draw(tmp_path, Path(WEIGHTS) / "vae", plan, 0, captions, report=lambda text: None)
+    posed, rest = (load_file(tmp_path / f"{kind}.safetensors") for kind in ("posed", "still"))
+    assert torch.equal(posed["cameras"], rest["cameras"]) and (rest["time"] == 0).all() and posed["time"].unique().numel() == 64
+    abar, seen = networks.scheduler().alphas_cumprod, Counter()
+    for step in range(60):
+        views, shown, v, weight, t, camera, texts = draw(np.random.default_rng(step), torch.Generator().manual_seed(step))
+        signal = abar[t][:, None, None, None]
+        z = signal.sqrt() * shown - (1 - signal).sqrt() * v
+        if views == 1:
+            assert not camera.any() and (weight == 1).all() and torch.allclose(z, shown, atol=1e-3)
+            continue
+        z, shown, camera, weight = (x.unflatten(0, (-1, 4)) for x in (z, shown, camera, weight))
+        assert (camera[..., 16:] == camera[:, :1, 16:]).all() and (weight == weight[:, :1]).all()
+        for k, caption in enumerate(texts):
+            row = int((posed["cameras"] - camera[k, :, :16]).abs().amax((1, 2)).argmin())
+            still, moved = (pool["latents"][row].float() for pool in (rest, posed))
+            if torch.equal(still, moved):  # a ball that spins
+                continue
+            asked, level, wrong = camera[k, 0, 16:], int(t[4 * k]), bool(weight[k, 0] != 1)
+            moves = torch.allclose(asked, moment(posed["time"][row, :1])[0], atol=1e-4)
+            assert torch.allclose(z[k], moved if moves else still, atol=2e-2)
+            if caption and not moves:
+                assert torch.equal(asked, torch.tensor([1.0, 0.0])) == (caption.split()[-1] in MOTIONS)
+            reach = (((shown[k] - still) * (moved - still)).sum() / (moved - still).square().sum()).item()
+            assert -1e-3 < reach < 1 + 1e-3 and asked.norm().item() == pytest.approx(1)
+            if wrong:
+                assert level >= LATE and caption and torch.allclose(weight[k], 1 - abar[level])
+            else:
+                assert reach == pytest.approx(int(moves), abs=1e-3)
+            seen[moves, wrong, abs(reach - moves) > 1e-3] += 1
+    assert min(seen[moves, True, True] for moves in (False, True)) > 50 and min(seen[moves, False, False] for moves in (False, True)) > 150
 
 
 def clip_pools() -> dict[str, dict[str, torch.Tensor]]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
 from samples import isolated  # noqa: F401
 
 from fourdfy_cli.cli import main
-from fourdfy_cli.diffusion import models
+from fourdfy_cli.diffusion import models, text
 from fourdfy_cli.diffusion.models import NANO, Diffusion
 from fourdfy_cli.nano import probe
 from fourdfy_cli.nano.prompts import MOTIONS
+from fourdfy_cli.scene.cameras import unit_camera
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,47 @@ def test_the_posterior_mean_sees_through_little_noise(model: Diffusion, among: l
     clip = among[0].clip
     z_t = model.schedule.add(clip, torch.randn(clip.shape, generator=torch.Generator().manual_seed(0)), 200)
     assert probe.alike(estimate(z_t, 200), clip)[0] > 0.9
+
+
+def test_the_multiview_model_is_asked_about_four_sides_at_each_moment(monkeypatch):
+    """Each side and moment is told its own camera and time, and comes back where it was."""
+    model = models.load(NANO["multiview"], "cpu", torch.float32)
+    among = probe.cases(model, "walking", 2, None, 0, sides=4)
+    assert len({c.caption for c in among}) == 2 and all(a.subject == b.subject for a, b in zip(among[::4], among[3::4], strict=True))
+    asked = []
+
+    def predict(self, z_t, t, cond, uncond, camera):
+        asked.append((z_t, cond, camera))
+        return z_t, 0 * z_t
+
+    monkeypatch.setattr(Diffusion, "predict", predict)
+    monkeypatch.setattr(type(model.schedule), "x0", lambda self, output, z_t, t: output)
+    states = {c.caption: torch.full((1, 1), float(k < 4)) for k, c in enumerate(among)} | {"": torch.zeros(1, 1)}
+    clip = torch.cat([c.clip for c in among])
+    assert torch.equal(probe.learned_views(model, among, states, 1.0)(clip, 500), clip)
+    ((z, cond, camera),) = asked
+    for at, (thing, frame, side) in ((0, (0, 0, 0)), (6, (0, 1, 2)), (32 + 4 * 7 + 3, (1, 7, 3))):
+        case = among[4 * thing + side]
+        assert torch.equal(z[at], case.clip[0, :, frame]) and cond[at].item() == (thing == 0)
+        angle = 2 * torch.pi * (frame + 0.5) / 8
+        assert camera[at, 16:].tolist() == pytest.approx([math.cos(angle), math.sin(angle)], abs=1e-5)
+        assert torch.equal(camera[at, :16], unit_camera(case.shot.c2w[:1])[0])
+
+
+def test_the_multiview_model_moves_what_stands_still():
+    """Told the moment, it says where limbs should be."""
+    model = models.load(NANO["multiview"], "cpu", torch.float32)
+    among = probe.cases(model, "jumping", 2, None, 0, sides=4)
+    captions = sorted({c.caption for c in among} | {""})
+    states = dict(zip(captions, text.encode(model.spec, captions, "cpu"), strict=True))
+    row = probe.rows(model, among, probe.learned_views(model, among, states, 1.0), 0)[0]
+    assert row["levels"][2]["cosine"] > 0.8 and 0.6 < row["levels"][2]["length"] < 1.3
+
+
+@pytest.mark.parametrize("wrong", [["--kind", "image"], ["--kind", "multiview", "--posterior"], ["--kind", "multiview", "--video", "x"]])
+def test_what_cannot_be_probed(wrong, capfd):
+    assert main.run(["nano", "probe", *wrong]) == 2
+    assert "hint" in capfd.readouterr().err
 
 
 def test_the_command_shows_a_row_for_every_motion_and_input(capfd):

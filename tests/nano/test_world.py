@@ -120,6 +120,13 @@ def test_posed_draws_are_four_sides_of_one_moment_of_a_motion():
     assert heights.mean(1).max() - heights.mean(1).min() > 2 and (heights.amax(1) - heights.amin(1)).max() < 2.5
 
 
+def test_a_still_draw_is_the_posed_one_before_it_moves():
+    posed, still = (data.draw(np.random.default_rng(5), 8, 4, kind, size=16) for kind in ("posed", "still"))
+    assert torch.equal(posed.c2w, still.c2w) and torch.equal(posed.rgb[..., 0, 0], still.rgb[..., 0, 0])
+    assert (posed.time == posed.time[:, :1]).all() and posed.time[:, 0].unique().numel() == 8 and not still.time.any()
+    assert [(s.object, s.colour, None) for s in posed.subjects] == [(s.object, s.colour, s.motion) for s in still.subjects]
+
+
 def test_a_frozen_draw_is_the_same_thing_before_it_moves():
     moving = data.draw(np.random.default_rng(3), 5, 4, "clip", size=16)
     frozen = data.draw(np.random.default_rng(3), 5, 4, "frozen", size=16)

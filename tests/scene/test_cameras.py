@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourdfy_cli.scene.cameras import Shot, mav3d, orbit_camera, rays, turntable, unit_camera
+from fourdfy_cli.scene.cameras import Shot, mav3d, moment, orbit_camera, rays, turntable, unit_camera
 
 
 def camera(azimuth: float, elevation: float, distance: float) -> torch.Tensor:
@@ -62,6 +62,11 @@ def test_unit_camera_scales_the_position_alone_and_a_copy_of_it():
     assert torch.equal(c2w, before)
     torch.testing.assert_close(flat.view(4, 4)[:3, 3].norm(), torch.ones((), dtype=torch.float64))
     torch.testing.assert_close(flat.view(4, 4)[:, :3], c2w[0, :, :3])
+
+
+def test_a_moment_is_a_point_of_the_period():
+    told = moment(torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=torch.float64))
+    assert torch.allclose(told, torch.tensor([[1.0, 0], [0, 1], [-1, 0], [1, 0]], dtype=torch.float64), atol=1e-12)
 
 
 def test_slices_of_a_shot_keep_its_size():

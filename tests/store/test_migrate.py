@@ -40,7 +40,7 @@ def recipe() -> Recipe:
         stages["stage2"], lr=dataclasses.replace(tiny.stage2.lr, static=1e-2, nets=2e-3), multiview=before
     )
     falling, opaque = Ramp(1.0, 0.1, 0.6, 1.0), constant(1.0)
-    multiview = dataclasses.replace(tiny.stage3.multiview, scale=3.0, high=constant(0.3), still=constant(0.0))
+    multiview = dataclasses.replace(tiny.stage3.multiview, scale=3.0, high=constant(0.3))
     stages["stage3"] = dataclasses.replace(stages["stage3"], lr=rates, lr_decay=falling, opaque=opaque, multiview=multiview)
     return dataclasses.replace(tiny, field=field, vsd=dataclasses.replace(tiny.vsd, rank=1), **stages)
 
