@@ -15,7 +15,7 @@ from fourdfy_cli.diffusion.multiview import VIEWS
 from fourdfy_cli.diffusion.text import Texts
 from fourdfy_cli.guidance import base, sds
 from fourdfy_cli.guidance.base import GuidanceOutput
-from fourdfy_cli.scene.cameras import Shot, moment, unit_camera
+from fourdfy_cli.scene.cameras import Shot, timed_camera, unit_camera
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,7 @@ class MultiviewGuidance:
     ) -> GuidanceOutput:
         """Draws the noise level (one for all views), the VAE's sample if it has one, then the noise."""
         t = base.noise_level(branch, progress, len(self.diffusion.schedule), generator)
-        camera = unit_camera(shot.c2w)
-        if self.diffusion.timed:
-            camera = torch.cat([camera, moment(shot.time)], -1)
+        camera = timed_camera(shot.c2w, shot.time) if self.diffusion.timed else unit_camera(shot.c2w)
 
         def gradient(z: Tensor) -> Tensor:
             x = sds.noised(self.diffusion.schedule, z, t, generator)

@@ -104,8 +104,9 @@ def words(encoder: CLIPTextModel, ids: Tensor, pictures: int) -> Tensor:
     return states[:, None].expand(-1, pictures // len(ids), -1, -1).flatten(0, 1)
 
 
-def noised(z: Tensor, t: Tensor, alphas_cumprod: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """z_t and the v-target for timesteps [N]; z [N ...]."""
-    abar = alphas_cumprod[t].reshape(-1, *[1] * (z.dim() - 1))
-    eps = torch.randn(z.shape, generator=generator)
-    return abar.sqrt() * z + (1 - abar).sqrt() * eps, abar.sqrt() * eps - (1 - abar).sqrt() * z
+def noised(shown: Tensor, z: Tensor, right: Tensor, abar: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """What is shown [N ...], noised to signal shares abar [N]; the v whose clean estimate is z [N ...]; the weight of its squared error: 1
+    where `right` [N], else 1 - abar, which makes it the squared error of the clean estimate."""
+    signal, is_right = (x.reshape(-1, *[1] * (z.dim() - 1)) for x in (abar, right))
+    z_t = signal.sqrt() * shown + (1 - signal).sqrt() * torch.randn(shown.shape, generator=generator)
+    return z_t, (signal.sqrt() * z_t - z) / (1 - signal).sqrt(), torch.where(is_right, 1.0, 1 - signal)

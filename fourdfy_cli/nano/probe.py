@@ -27,7 +27,7 @@ from fourdfy_cli.nano.data import DISTANCE, ELEVATION, FOVY, GREY
 from fourdfy_cli.nano.networks import FRAMES, IMAGE_SIZE
 from fourdfy_cli.nano.objects import COLOURS, WITH_FRONT
 from fourdfy_cli.nano.prompts import MOTIONS, Subject
-from fourdfy_cli.scene.cameras import Shot, moment, orbit_camera, unit_camera
+from fourdfy_cli.scene.cameras import Shot, orbit_camera, timed_camera
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 0.95)  # of the T noise levels
 SHOWN = (0.2, 0.6, 0.95)  # of these, what the table has columns for
@@ -102,13 +102,13 @@ def learned(model: Diffusion, among: list[Case], states: dict[str, Tensor], scal
 def learned_views(model: Diffusion, among: list[Case], states: dict[str, Tensor], scale: float) -> exact.Estimate:
     """The same of a multi-view model, for cases of which each VIEWS neighbours are a thing's sides."""
     cond, uncond = torch.stack([states[c.caption] for c in among]), states[""][None]
-    told = torch.stack([torch.cat([unit_camera(c.shot.c2w), moment(c.shot.time)], -1) for c in among])
+    texts = _by_moment(cond[:, None].expand(-1, FRAMES, -1, -1))
+    camera = _by_moment(torch.stack([timed_camera(c.shot.c2w, c.shot.time) for c in among]))
 
     def estimate(z_t: Tensor, t: int) -> Tensor:
         frames = z_t.transpose(1, 2)
         z = _by_moment(frames)
-        texts = _by_moment(cond[:, None].expand(-1, FRAMES, -1, -1))
-        x0 = model.schedule.x0(guided(*model.predict(z, t, texts, uncond, _by_moment(told)), scale), z, t)
+        x0 = model.schedule.x0(guided(*model.predict(z, t, texts, uncond, camera), scale), z, t)
         return x0.unflatten(0, (-1, FRAMES, VIEWS)).transpose(1, 2).reshape(frames.shape).transpose(1, 2)
 
     return estimate

@@ -17,7 +17,7 @@ from fourdfy_cli.errors import USAGE, FourdfyError
 from fourdfy_cli.nano.networks import FRAMES, LATENT_CHANNELS, LATENT_SIZE
 from fourdfy_cli.nano.prompts import parse
 from fourdfy_cli.output.render import write_png
-from fourdfy_cli.scene.cameras import moment, orbit_camera, unit_camera
+from fourdfy_cli.scene.cameras import orbit_camera, timed_camera
 
 KINDS = ("multiview", "image", "video")
 SIDES = text.SECTORS[:6:2]  # front, left, back
@@ -50,8 +50,8 @@ def draw(model: Diffusion, prompts: list[str], kind: str, seed: int, steps: int,
         if kind == "multiview":
             azimuth = torch.arange(4) * (math.pi / 2)
             full = torch.ones(4)
-            camera = unit_camera(orbit_camera(azimuth, math.radians(15) * full, 2.7 * full))
-            camera = torch.cat([camera, moment(full / 8)], -1).repeat(len(prompts), 1)
+            c2w = orbit_camera(azimuth, math.radians(15) * full, 2.7 * full)
+            camera = timed_camera(c2w, full / 8).repeat(len(prompts), 1)
         z = ddim(model, noise.flatten(0, 1), cond.repeat_interleave(views, 0), uncond, camera, steps, scale).unflatten(0, (-1, views))
     return torch.cat([models.decode(model.vae, part) for part in z.flatten(0, 1).split(64)]).clamp(0, 1).unflatten(0, (-1, views))
 

@@ -99,11 +99,8 @@ def multiview_draw(folder: Path, vae_folder: Path, plan: Plan, seed: int, captio
         reach = np.where(wrong, rng.uniform(-0.5, 1, groups).clip(0), moves)
         still, moved = (pool["latents"][at].float().reshape(groups, views, *networks.LATENT) for pool in (rest, posed))
         z, shown = (torch.lerp(still, moved, along(x)).flatten(0, 1) for x in (moves, reach))
-        t, signal = t.repeat_interleave(views), abar[t].repeat_interleave(views)[:, None, None, None]
-        z_t, _ = noised(shown, t, abar, generator)
-        v = (signal.sqrt() * z_t - z) / (1 - signal).sqrt()
-        weight = torch.where(along(wrong).bool().repeat_interleave(views, 0)[:, 0], 1 - signal, 1.0)
-        return views, z_t, v, weight, t, camera, captions(texts)
+        t, right = (x.repeat_interleave(views) for x in (t, torch.from_numpy(~wrong)))
+        return views, *noised(shown, z, right, abar[t], generator), t, camera, captions(texts)
 
     return draw
 

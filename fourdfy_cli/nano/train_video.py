@@ -170,11 +170,8 @@ def train_video(folder: Path, base: Path, vae_folder: Path, plan: Plan, seed: in
         levels = draw_levels(plan.batch, rng)
         clips = [draw_clip(pools, t, rng) for t in levels]
         z, t = torch.stack([c.target for c in clips]), torch.tensor(levels)
-        signal = abar[t].reshape(-1, 1, 1, 1, 1)
-        z_t, _ = noised(torch.stack([c.shown for c in clips]), t, abar, generator)
-        v = (signal.sqrt() * z_t - z) / (1 - signal).sqrt()
-        right = torch.tensor([c.right for c in clips]).reshape(-1, 1, 1, 1, 1)
-        return z_t, v, torch.where(right, 1.0, 1 - signal), t, captions([c.caption for c in clips])
+        right = torch.tensor([c.right for c in clips])
+        return *noised(torch.stack([c.shown for c in clips]), z, right, abar[t], generator), t, captions([c.caption for c in clips])
 
     fit.run(draw, Recorded(VideoLoss(unet, encoder)))
     unet.save_pretrained(folder / "video_unet")

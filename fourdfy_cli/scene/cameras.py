@@ -78,9 +78,13 @@ def unit_camera(c2w: Float[Tensor, "V 4 4"]) -> Float[Tensor, "V 16"]:
 
 
 def moment(time: Float[Tensor, " V"]) -> Float[Tensor, "V 2"]:
-    """Where in its period a motion is: (cos 2 pi t, sin 2 pi t). The nano multi-view model is told it beside each camera; (0, 0) to it is
-    any moment."""
+    """Where in its period a motion is: (cos 2 pi t, sin 2 pi t)."""
     return torch.stack([(2 * math.pi * time).cos(), (2 * math.pi * time).sin()], -1)
+
+
+def timed_camera(c2w: Float[Tensor, "V 4 4"], time: Float[Tensor, " V"]) -> Float[Tensor, "V 18"]:
+    """What the nano multi-view model is told of a view: its camera and its moment, (0, 0) for any."""
+    return torch.cat([unit_camera(c2w), moment(time)], -1)
 
 
 def turntable(frames: int, elevation: float, distance: float, fovy: float, size: int, turns: float = 1.0) -> Shot:

@@ -35,3 +35,16 @@ def test_drawing_that_was_interrupted_goes_on_where_it_stopped(tmp_path, monkeyp
     assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
     kept = latents.cache(path, 3, 192, "still", None)
     assert all(torch.equal(whole[name], kept[name]) for name in whole) and len(list(path.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 8, 8), (3, 12, 4, 8, 8)], ids=["pictures", "clips"])
+def test_noise_over_what_is_shown_asks_for_what_is_right(shape):
+    shown, z = (torch.randn(shape, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+    z[0], abar, right = shown[0], torch.tensor([0.9, 0.5, 0.1]), torch.tensor([True, False, False])
+    z_t, v, weight = latents.noised(shown, z, right, abar, torch.Generator().manual_seed(2))
+    signal = abar.reshape(3, *[1] * (len(shape) - 1))
+    eps = (z_t - signal.sqrt() * shown) / (1 - signal).sqrt()
+    assert torch.allclose(eps, torch.randn(shape, generator=torch.Generator().manual_seed(2)), atol=1e-4)
+    assert torch.allclose(signal.sqrt() * z_t - (1 - signal).sqrt() * v, z, atol=1e-5)
+    assert torch.allclose(v[0], (signal.sqrt() * eps - (1 - signal).sqrt() * z)[0], atol=1e-4)  # v as Salimans and Ho define it
+    assert weight.flatten().tolist() == pytest.approx([1, 0.5, 0.9])
