@@ -26,8 +26,8 @@ def nano() -> Recipe:
     falling = replace(
         base, low=Ramp(0.98, 0.02, 0.0, 0.8), high=Ramp(0.98, 0.3, 0.0, 0.8), coarse=coarse, fine_from=0.7,
     )  # fmt: skip
-    # The video branch roughens surfaces, this smooths them; told the moment, at this noise it also moves what is not far along.
-    moving = replace(base, size=coarse, scale=2.0, high=Ramp(0.7, 0.58, 0.65, 0.75), pixel_weight=15.0)
+    # The video branch roughens surfaces, this smooths them; told the moment, it also moves what lags. Below 0.3 smudges would do for eyes.
+    moving = replace(base, size=coarse, scale=2.0, low=constant(0.3), high=Ramp(0.7, 0.58, 0.65, 0.75), pixel_weight=15.0)
     image = Branch(fine, 3.0, 1.0, constant(0.02), constant(0.5), model_size=(64, 64), view_words="sectors")
     # From high noise, where motion is made, to low, where it settles; not amplified, as a weaker video model needed (nano/README.md).
     video = Branch(coarse, 2.0, 1.0, Ramp(0.8, 0.2, 0.0, 0.9), Ramp(0.95, 0.5, 0.0, 0.9), **anneal, view_words="sectors")
@@ -40,11 +40,11 @@ def nano() -> Recipe:
             lr_decay=Ramp(1.0, 0.2, 0.6, 1.0), opaque=Ramp(0.0, 5.0, 0.0, 1.0),
         ),
         stage2=Stage(
-            60, 0.5, 1.0, LearningRates(6e-2, 0.0, 1e-2, 0.0, 1e-3), base, image, video,
+            60, 0.5, 1.0, LearningRates(6e-2, 0.0, 1e-2, 0.0, 1e-2), base, image, video,
             lr_decay=Ramp(1.0, 0.1, 0.5, 1.0), opaque=constant(5.0),
         ),
         stage3=Stage(
-            450, 0.67, 0.1, LearningRates(2e-2, 9e-3, 2e-3, 0.0, 1e-3), moving, image, video,
+            450, 0.67, 0.1, LearningRates(2e-2, 9e-3, 2e-3, 0.0, 1e-2), moving, image, video,
             moving=True, dynamic_always=True, dilation=1, alpha_thre=1e-5, lr_decay=Ramp(1.0, 0.1, 0.7, 1.0),
             opaque=Ramp(0.0, 2000.0, 0.5, 0.9),  # the mean of a shot: below some hundreds it does nothing
         ),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel
@@ -26,8 +27,8 @@ def cache(path: Path, seed: int, groups: int, kind: data.Kind, vae, device: str 
     """Latents [N V C h w] (half precision), cameras [N V 16], azimuths [N V], times [N V] and subjects [N 3] of drawn groups; kept
     in a file, made again from the seed if it is not there; what was drawn before an interruption is not drawn again.
 
-    Kinds as in `data.draw`: V = 4 sides of "still" and "posed" things, FRAMES frames of a "clip", one picture of a
-    "frozen" one, the same draw as the clip.
+    Kinds as in `data.draw`: V = 4 sides of "still" and "posed" things, with latents of the `smudged` pictures too; FRAMES frames of a
+    "clip", one picture of a "frozen" one, the same draw as the clip.
     """
     if path.exists():
         return load_file(path)
@@ -49,7 +50,7 @@ def cache(path: Path, seed: int, groups: int, kind: data.Kind, vae, device: str 
                     save_file(pieces[0], temporary)
             report(f"drawing {path.stem}: {number * GROUP}/{groups}")
             told = time.monotonic()
-        pieces.append(_encoded(batch, vae, device))
+        pieces.append(_encoded(batch, vae, device, smudges=kind in ("still", "posed")))
     vae.to("cpu")
     made = _joined(pieces)
     with files.replacing(path) as temporary:
@@ -63,16 +64,21 @@ def _joined(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _encoded(batch: data.Batch, vae, device: str) -> dict[str, Tensor]:
+def _encoded(batch: data.Batch, vae, device: str, smudges: bool) -> dict[str, Tensor]:
     """What `cache` keeps of drawn groups."""
-    groups = len(batch.rgb)
-    return {
-        "latents": vae.encode(batch.rgb.flatten(0, 1).to(device)).latent.unflatten(0, (groups, -1)).half().cpu(),
+    groups, rgb = len(batch.rgb), batch.rgb.flatten(0, 1).to(device)
+    pictures = {"latents": rgb} | ({"smudged": smudged(rgb)} if smudges else {})
+    return {name: vae.encode(x).latent.unflatten(0, (groups, -1)).half().cpu() for name, x in pictures.items()} | {
         "cameras": unit_camera(batch.c2w.flatten(0, 1)).unflatten(0, (groups, -1)),
         "azimuth": batch.azimuth,
         "time": batch.time,
         "subjects": encode_subjects(batch.subjects),
     }
+
+
+def smudged(rgb: Tensor) -> Tensor:
+    """Pictures [N 3 H W] with the detail of a quarter of their width: eyes and noses are smudges, as in a scene that is not sharp yet."""
+    return F.interpolate(F.interpolate(rgb, scale_factor=0.25, mode="area"), rgb.shape[-2:], mode="bilinear")
 
 
 def encode_subjects(subjects: list[Subject]) -> Tensor:

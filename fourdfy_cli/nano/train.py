@@ -32,7 +32,7 @@ PLANS = {
     "clip": Plan(steps=2800, batch=128, rate=1e-3, pool=6144),
 }
 ON_GPU = PLANS | {
-    "multiview": Plan(steps=8000, batch=512, rate=1.5e-3, pool=32768, ema=0.999),
+    "multiview": Plan(steps=12000, batch=512, rate=1.5e-3, pool=32768, ema=0.999),
     "video": Plan(steps=7400, batch=128, rate=1.5e-3, pool=98304, ema=0.999),
 }
 

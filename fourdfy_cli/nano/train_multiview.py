@@ -22,6 +22,7 @@ GROUPS = 0.7  # of the batches are groups of views; the rest are single pictures
 POSED = 600  # noise level below which half of the single pictures' things are caught in motion
 NAMED = 5 / 6  # of the single pictures' captions name the view; the twin of Eq. 4 is shown the bare prompt
 WRONG = 0.5  # of the groups from noise level LATE on are not as far along as they should be
+SMUDGED, SHARP = 0.5, 100  # of all pictures, the share that is not sharp, and the noise level from which on
 
 
 def train_multiview(folder: Path, vae_folder: Path, plan: Plan, seed: int = 0, device: str = "cpu", report=print) -> None:
@@ -67,8 +68,9 @@ def multiview_draw(folder: Path, vae_folder: Path, plan: Plan, seed: int, captio
     Groups are told their moment. Half of them are caught at a random time of a motion that their caption names; the others rest: at t = 0
     if their caption names a motion, at any time if it does not. Stage 3 asks about scenes that are not yet as far along as they should
     be, so from LATE on half of what is noised is between the thing at rest and in motion, and the target is what caption and moment say
-    (as in train_video.py). Single pictures are not told: they are as they should be, and above POSED, where a pose cannot be seen, at
-    rest whatever motion the caption names.
+    (as in train_video.py). Single pictures are not told: above POSED, where a pose cannot be seen, they rest whatever motion the caption
+    names. And what a scene looks like before it is sharp has no eyes: from SHARP on, half of all pictures are between sharp and `smudged`,
+    and the target is the sharp one. Under no caption the target is always what is shown.
     """
     vae = AutoencoderDC.from_pretrained(vae_folder).eval().requires_grad_(False)
     rest, posed = (cache(folder / f"{kind}.safetensors", seed, plan.pool, kind, vae, device, report) for kind in ("still", "posed"))
@@ -95,11 +97,21 @@ def multiview_draw(folder: Path, vae_folder: Path, plan: Plan, seed: int, captio
             camera = torch.zeros(groups, networks.VIEW)
             drawn = zip(subjects, posed["azimuth"][at].tolist(), named, strict=True)
             texts = [data.caption(s, rng, azimuth, float(n), view=NAMED) for s, azimuth, n in drawn]
-        wrong = together & (t.numpy() >= LATE) & np.array([text != "" for text in texts]) & (rng.random(groups) < WRONG)
-        reach = np.where(wrong, rng.uniform(-0.5, 1, groups).clip(0), moves)
-        still, moved = (pool["latents"][at].float().reshape(groups, views, *networks.LATENT) for pool in (rest, posed))
-        z, shown = (torch.lerp(still, moved, along(x)).flatten(0, 1) for x in (moves, reach))
-        t, right = (x.repeat_interleave(views) for x in (t, torch.from_numpy(~wrong)))
+        captioned, level = np.array([text != "" for text in texts]), t.numpy()
+        damped = together & captioned & (level >= LATE) & (rng.random(groups) < WRONG)
+        dull = captioned & (level >= SHARP) & (rng.random(groups) < SMUDGED)
+        reach = np.where(damped, rng.uniform(-0.5, 1, groups).clip(0), moves)
+
+        def looks(reach: np.ndarray, blur: np.ndarray) -> Tensor:
+            """Latents [N C h w] of things as far along and as smudged as this [G]."""
+            still, moved = (
+                torch.lerp(*(pool[name][at].float().view(groups, views, *networks.LATENT) for name in ("latents", "smudged")), along(blur))
+                for pool in (rest, posed)
+            )
+            return torch.lerp(still, moved, along(reach)).flatten(0, 1)
+
+        shown, z = looks(reach, rng.random(groups) * dull), looks(moves, np.zeros(groups))
+        t, right = (x.repeat_interleave(views) for x in (t, torch.from_numpy(~(damped | dull))))
         return views, *noised(shown, z, right, abar[t], generator), t, camera, captions(texts)
 
     return draw

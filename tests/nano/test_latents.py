@@ -37,6 +37,14 @@ def test_drawing_that_was_interrupted_goes_on_where_it_stopped(tmp_path, monkeyp
     assert all(torch.equal(whole[name], kept[name]) for name in whole) and len(list(path.parent.iterdir())) == 1
 
 
+def test_smudged_pictures_keep_what_is_large_and_lose_what_is_small():
+    rgb = torch.zeros(1, 3, 64, 64)
+    rgb[:, :, 16:48, 16:48] = 0.8
+    assert (latents.smudged(rgb)[:, :, 24:40, 24:40] - 0.8).abs().max() < 1e-6 and latents.smudged(rgb).mean() == pytest.approx(rgb.mean())
+    rgb[:, :, 29:32, 29:32] = 0.0  # an eye, three pixels wide
+    assert 0.3 < latents.smudged(rgb)[:, :, 29:32, 29:32].mean() < 0.6
+
+
 @pytest.mark.parametrize("shape", [(3, 12, 8, 8), (3, 12, 4, 8, 8)], ids=["pictures", "clips"])
 def test_noise_over_what_is_shown_asks_for_what_is_right(shape):
     shown, z = (torch.randn(shape, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
