@@ -102,12 +102,12 @@ def multiview_draw(folder: Path, vae_folder: Path, plan: Plan, seed: int, captio
         dull = captioned & (level >= SHARP) & (rng.random(groups) < SMUDGED)
         reach = np.where(damped, rng.uniform(-0.5, 1, groups).clip(0), moves)
 
+        def picked(pool: dict[str, Tensor], name: str) -> Tensor:
+            return pool[name][at].float().view(groups, views, *networks.LATENT)
+
         def looks(reach: np.ndarray, blur: np.ndarray) -> Tensor:
             """Latents [N C h w] of things as far along and as smudged as this [G]."""
-            still, moved = (
-                torch.lerp(*(pool[name][at].float().view(groups, views, *networks.LATENT) for name in ("latents", "smudged")), along(blur))
-                for pool in (rest, posed)
-            )
+            still, moved = (torch.lerp(picked(pool, "latents"), picked(pool, "smudged"), along(blur)) for pool in (rest, posed))
             return torch.lerp(still, moved, along(reach)).flatten(0, 1)
 
         shown, z = looks(reach, rng.random(groups) * dull), looks(moves, np.zeros(groups))
