@@ -32,7 +32,8 @@ def cache(path: Path, seed: int, groups: int, kind: data.Kind, vae, device: str 
     """
     if path.exists():
         return load_file(path)
-    views, part = 4 if kind in ("still", "posed") else networks.FRAMES, path.with_suffix(".part")
+    sides = kind in ("still", "posed")
+    views, part = 4 if sides else networks.FRAMES, path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     pieces = [load_file(part)] if part.exists() else []
     start = len(pieces[0]["latents"]) if pieces else 0
@@ -50,7 +51,7 @@ def cache(path: Path, seed: int, groups: int, kind: data.Kind, vae, device: str 
                     save_file(pieces[0], temporary)
             report(f"drawing {path.stem}: {number * GROUP}/{groups}")
             told = time.monotonic()
-        pieces.append(_encoded(batch, vae, device, smudges=kind in ("still", "posed")))
+        pieces.append(_encoded(batch, vae, device, smudges=sides))
     vae.to("cpu")
     made = _joined(pieces)
     with files.replacing(path) as temporary:

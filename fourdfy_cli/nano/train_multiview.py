@@ -102,15 +102,13 @@ def multiview_draw(folder: Path, vae_folder: Path, plan: Plan, seed: int, captio
         dull = captioned & (level >= SHARP) & (rng.random(groups) < SMUDGED)
         reach = np.where(damped, rng.uniform(-0.5, 1, groups).clip(0), moves)
 
-        def picked(pool: dict[str, Tensor], name: str) -> Tensor:
-            return pool[name][at].float().view(groups, views, *networks.LATENT)
+        def looks(reach: np.ndarray, name: str) -> Tensor:
+            """Latents [G V C h w] of things as far along as this [G], sharp or smudged by name."""
+            still, moved = (pool[name][at].float().view(groups, views, *networks.LATENT) for pool in (rest, posed))
+            return torch.lerp(still, moved, along(reach))
 
-        def looks(reach: np.ndarray, blur: np.ndarray) -> Tensor:
-            """Latents [N C h w] of things as far along and as smudged as this [G]."""
-            still, moved = (torch.lerp(picked(pool, "latents"), picked(pool, "smudged"), along(blur)) for pool in (rest, posed))
-            return torch.lerp(still, moved, along(reach)).flatten(0, 1)
-
-        shown, z = looks(reach, rng.random(groups) * dull), looks(moves, np.zeros(groups))
+        shown = torch.lerp(looks(reach, "latents"), looks(reach, "smudged"), along(rng.random(groups) * dull)).flatten(0, 1)
+        z = looks(moves, "latents").flatten(0, 1)
         t, right = (x.repeat_interleave(views) for x in (t, torch.from_numpy(~(damped | dull))))
         return views, *noised(shown, z, right, abar[t], generator), t, camera, captions(texts)
 
