@@ -42,3 +42,13 @@ def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
     from selenium.webdriver.support.ui import WebDriverWait
 
     return WebDriverWait(None, seconds, poll_frequency=0.1).until(lambda _: condition())
+
+
+def downloaded(folder: Path, pattern: str) -> Path:
+    """The file that a browser has saved there, once it is whole: it begins as an empty one of that name, and one whose name says so."""
+
+    def whole() -> Path | None:
+        found = next(iter(folder.glob(pattern)), None)
+        return found if found and found.stat().st_size and not any(folder.glob("*.crdownload")) else None
+
+    return until(whole)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chromium import browser, until
+from chromium import browser, downloaded, until
 from PIL import Image
 from samples import fails, save
 from samples import isolated as isolated
@@ -85,7 +85,7 @@ def test_the_slider_moves_the_object_and_files_come(served: viewers.Viewer, ball
         assert np.abs(seen(driver) - before).mean() > 1
 
         click(driver, "screenshot")
-        shot = np.asarray(Image.open(until(lambda: next(tmp_path.glob("downloads/*.png"), None))))
+        shot = np.asarray(Image.open(downloaded(tmp_path / "downloads", "*.png")))
         view = visitor.view()
         assert shot.shape == (128, round(128 * view.aspect), 3) and np.array_equal(shot, shown(ball, view, 128, "colour"))
         assert red(shot.astype(float)).any()
@@ -99,7 +99,7 @@ def test_the_slider_moves_the_object_and_files_come(served: viewers.Viewer, ball
         until(lambda: np.allclose(visitor.client.camera.position, place("left", served.source.distance), atol=1e-3))
         time.sleep(0.5)
         press(driver, record)
-        told = json.loads(until(lambda: next(tmp_path.glob("downloads/*.json"), None)).read_text())
+        told = json.loads(downloaded(tmp_path / "downloads", "*.json").read_text())
         poses = [np.reshape(one["camera_to_world"], (4, 4)) for one in told["camera_path"]]
         assert np.allclose(poses[0][:3, 3], place("orbit", served.source.distance), atol=1e-2)
         assert np.allclose(poses[-1][:3, 3], place("left", served.source.distance), atol=1e-2) and told["fps"] == 15

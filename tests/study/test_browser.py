@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import downloaded
 from reference_study import PROMPTS, films
 
 from fourdfy_cli.cli import main
@@ -78,7 +79,7 @@ class Page:
         return self.js("[left, right].every(v => !v.paused && v.readyState === 4 && v.videoWidth === 64)")
 
     def downloaded(self) -> Path:
-        return self.until(lambda: next(iter(self.downloads.glob("answers-*.json")), None))
+        return downloaded(self.downloads, "answers-*.json")
 
 
 @pytest.fixture(scope="module")
