@@ -14,7 +14,7 @@ from scipy.spatial import KDTree
 from fourdfy_cli.nano import solid
 from fourdfy_cli.nano.prompts import Subject
 from fourdfy_cli.output.hull import carved
-from fourdfy_cli.output.mesh import Mesh, automatic, crosses, cut, densities
+from fourdfy_cli.output.mesh import Mesh, automatic, crosses, cut, densities, filled
 from fourdfy_cli.scene.scene import Scene
 
 RESOLUTION, POINTS = 96, 20_000
@@ -29,7 +29,7 @@ def compare(scene: Scene, subject: Subject, times: list[float]) -> list[dict[str
     for time, volume in zip(times, volumes, strict=True):
         ours = spread(cut(scene, time, volume, threshold), POINTS)
         distance = chamfer(ours, solid.surface(subject, time, POINTS, np.random.default_rng(0)))
-        overlap = volume_iou(volume > threshold, subject, time)
+        overlap = volume_iou(filled(volume, threshold) > threshold, subject, time)
         rows.append({"time": time, "chamfer": distance, "volume_iou": overlap, "threshold": threshold})
     return rows
 

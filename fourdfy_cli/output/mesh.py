@@ -120,9 +120,18 @@ def surface(volume: np.ndarray, threshold: float, time: float) -> tuple[np.ndarr
         raise FourdfyError(what, f"--threshold {peak / 2:.2g}" if peak > 0.01 else "fourdfy render RUN --grid 4x8", FAILURE)
     from skimage.measure import marching_cubes
 
-    log = np.log(np.maximum(np.pad(volume / threshold, 1), FLOOR))  # a density leaps at a surface, its logarithm goes evenly
+    log = np.log(np.maximum(np.pad(filled(volume, threshold) / threshold, 1), FLOOR))  # a density leaps at a surface, its logarithm goes evenly
     vertices, faces, _, _ = marching_cubes(log, 0.0, allow_degenerate=False)
     return ((vertices - 0.5) * (2 / len(volume)) - 1).astype(np.float32), faces[:, ::-1].astype(np.int64)
+
+
+def filled(volume: np.ndarray, threshold: float) -> np.ndarray:
+    """Densities [R R R] with their peak in every cavity that no way leads into from outside. Light does not get there, so nothing ever
+    told the field what it should be."""
+    from scipy.ndimage import binary_fill_holes
+
+    matter = volume > threshold
+    return np.where(binary_fill_holes(matter) & ~matter, volume.max(), volume)
 
 
 def largest(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -41,6 +41,21 @@ def test_crumbs_go_and_a_second_thing_stays():
     assert found.vertices.max() > 0.8 and found.vertices.min() > -0.5 and found.watertight
 
 
+def test_a_cavity_is_filled_and_a_cup_is_not():
+    """A shell of radius 0.3 to 0.5: with no way in it is a ball, through a hole of radius 0.15 one sees its inner wall."""
+
+    def shell(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        return (x.norm(dim=1) - 0.4).abs() - 0.1
+
+    def pierced(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        return torch.where((x[:, :2].norm(dim=1) < 0.15) & (x[:, 2] > 0), 1.0, shell(x, time))
+
+    closed, cup = (mesh.cut(matter(), 0.0, mesh.densities(matter(what), 0.0, 64), 50.0) for what in (shell, pierced))
+    assert closed.watertight and closed.trimesh().volume == pytest.approx(4 / 3 * np.pi * 0.5**3, rel=0.05)
+    assert np.linalg.norm(closed.vertices, axis=1).min() > 0.47
+    assert cup.watertight and np.linalg.norm(cup.vertices, axis=1).min() < 0.33 and cup.trimesh().volume < 0.85 * closed.trimesh().volume
+
+
 def test_what_touches_the_box_is_closed_there():
     found = mesh.mesh(matter(lambda x, time: x[:, 2]), 0.0, resolution=24)
     assert found.watertight and np.allclose([found.vertices.min(0), found.vertices.max(0)], [[-1, -1, -1], [1, 1, 0]], atol=0.06)
