@@ -84,7 +84,8 @@ class _Decode(torch.autograd.Function):
             inputs, to_outputs = inputs.to(kind), to_outputs.to(kind)
             hidden = (inputs @ first.t()).relu_()
             to_last += weight_gradient(to_outputs, hidden)
-            to_hidden = torch.ops.aten.threshold_backward(to_outputs @ last, hidden, 0)
+            to_hidden = to_outputs @ last
+            torch.ops.aten.threshold_backward.grad_input(to_hidden, hidden, 0, grad_input=to_hidden)
             to_first += weight_gradient(to_hidden, inputs)
             to_inputs.copy_(to_hidden @ first)
         return to_features, to_first, to_last
