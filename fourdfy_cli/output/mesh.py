@@ -120,7 +120,8 @@ def surface(volume: np.ndarray, threshold: float, time: float) -> tuple[np.ndarr
         raise FourdfyError(what, f"--threshold {peak / 2:.2g}" if peak > 0.01 else "fourdfy render RUN --grid 4x8", FAILURE)
     from skimage.measure import marching_cubes
 
-    log = np.log(np.maximum(np.pad(filled(volume, threshold) / threshold, 1), FLOOR))  # a density leaps at a surface, its logarithm goes evenly
+    closed = np.pad(filled(volume, threshold), 1)
+    log = np.log(np.maximum(closed / threshold, FLOOR))  # a density leaps at a surface, its logarithm goes evenly
     vertices, faces, _, _ = marching_cubes(log, 0.0, allow_degenerate=False)
     return ((vertices - 0.5) * (2 / len(volume)) - 1).astype(np.float32), faces[:, ::-1].astype(np.int64)
 
@@ -131,7 +132,8 @@ def filled(volume: np.ndarray, threshold: float) -> np.ndarray:
     from scipy.ndimage import binary_fill_holes
 
     matter = volume > threshold
-    return np.where(binary_fill_holes(matter) & ~matter, volume.max(), volume)
+    cavity = np.asarray(binary_fill_holes(matter)) & ~matter
+    return np.where(cavity, volume.max(), volume)
 
 
 def largest(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
