@@ -262,12 +262,13 @@ def make_optimizer(scene: Scene, recipe: Recipe, stage: int, guidances: dict[str
 
 
 def update(optimizer: torch.optim.Optimizer, current: Run, outcome: hybrid.Outcome) -> str:
-    """One AdamW step at this step's rates; skipped if a loss or gradient is not finite, whose name is returned then, else ""."""
+    """One AdamW step at this step's rates; skipped if a loss or gradient is not finite, whose name is returned then, else "". A gradient is
+    asked for its sum, which is finite only if all of it is."""
     context = current.context()
     factor = context.settings.lr_decay.at(context.progress) * 0.5**current.retries
     bad = next((name for name, value in outcome.losses.items() if not math.isfinite(value)), "")
     for group in optimizer.param_groups:
-        if not bad and not all(bool(torch.isfinite(p.grad.sum())) for p in group["params"] if p.grad is not None):  # quicker than each
+        if not bad and not all(bool(torch.isfinite(p.grad.sum())) for p in group["params"] if p.grad is not None):
             bad = f"the gradient of {group['name']}"
     if not bad:
         for group in optimizer.param_groups:

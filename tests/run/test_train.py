@@ -139,16 +139,26 @@ def test_another_recipe_does_not_overwrite_a_run(whole):
     assert {p: p.stat().st_mtime_ns for p in result.files} == before
 
 
-def test_gradients_that_are_not_finite_are_skipped_and_end_the_run_after_five(tmp_path, tiny, monkeypatch):
+@pytest.mark.parametrize(
+    "loss, parts, what",
+    [
+        (math.nan, [], "multiview"),
+        (1.0, [math.nan], "the gradient of static"),
+        (1.0, [-math.inf], "the gradient of static"),
+        (1.0, [math.inf, -math.inf], "the gradient of static"),
+    ],
+)
+def test_what_is_not_finite_is_skipped_and_ends_the_run_after_five(tmp_path, tiny, monkeypatch, loss, parts, what):
     def poisoned(scene, guidances, context, chunks):
-        scene.field.static.table.grad = torch.full_like(scene.field.static.table, float("nan"))
-        return hybrid.Outcome("multiview", {"multiview": float("nan")})
+        scene.field.static.table.grad = torch.zeros_like(scene.field.static.table)
+        scene.field.static.table.grad.view(-1)[: len(parts)] = torch.tensor(parts)
+        return hybrid.Outcome("multiview", {"multiview": loss})
 
     monkeypatch.setattr(hybrid, "step", poisoned)
     recipe = dataclasses.replace(tiny, stage1=dataclasses.replace(tiny.stage1, steps=20))
     with pytest.raises(FourdfyError) as error:
         go(tmp_path, recipe, (1,))
-    assert error.value.code == 5 and "multiview in the multiview branch" in error.value.message
+    assert error.value.code == 5 and f"{what} in the multiview branch" in error.value.message
     kept = checkpoint.load(run_folder(tmp_path, PROMPT, 3) / "last.pt")  # nothing poisoned in it: `save` refuses
     assert kept["retries"] == train.RETRIES and kept["step"] == train.BAD_STEPS - 1
     about = json.loads((run_folder(tmp_path, PROMPT, 3) / "run.json").read_text())
