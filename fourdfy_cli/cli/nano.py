@@ -108,14 +108,15 @@ class Limits(options.Common):
         str | None,
         typer.Option(
             "--judges",
-            help="Pairs with commas between: a multi-view judge (learned, exact), a slash, a video judge (those, posterior, damped).",
+            help="With commas between: a multi-view judge (learned, exact), a slash, a video judge (those, posterior, damped), and if "
+            "need be a slash and an image judge (learned, exact).",
             show_default="all four of learned and exact",
         ),
     ] = None
     settings: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of stage 3; may be repeated.", show_default=False)
     ] = field(default_factory=list)
-    out: Annotated[Path, typer.Option("--out", help="Folder that gets limits.json and a sheet for each pair.")] = Path("limits")
+    out: Annotated[Path, typer.Option("--out", help="Folder that gets limits.json and a sheet for each of them.")] = Path("limits")
 
 
 @app.command()
@@ -126,8 +127,8 @@ def limits(run: Run, wanted: Limits) -> None:
     options.check_writable(wanted.out)
     from fourdfy_cli.evaluate import limits as library
 
-    pairs: list[str] = wanted.judges.replace(",", " ").split() if wanted.judges else list(library.PAIRS)
-    wanted.output.finish(library.limits(run, wanted.out, pairs, wanted.settings, wanted.output.note))
+    names: list[str] = wanted.judges.replace(",", " ").split() if wanted.judges else list(library.JUDGES)
+    wanted.output.finish(library.limits(run, wanted.out, names, wanted.settings, wanted.output.note))
 
 
 @dataclass(frozen=True)

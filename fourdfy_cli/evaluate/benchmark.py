@@ -30,8 +30,9 @@ from fourdfy_cli.run.progress import Events
 from fourdfy_cli.store import checkpoint
 from fourdfy_cli.store.folder import make_writable, read_runs, run_folder, write_json
 
-MEASURES = ("iou", "psnr", "motion_ratio", "object_ok", "colour_ok", "front_runs")  # of `fourdfy nano score`
+MEASURES = ("iou", "psnr", "motion_ratio", "object_ok", "colour_ok", "spots", "front_runs")  # of `fourdfy nano score`
 MEANS, FRONTS = ("iou", "psnr", "motion_ratio", "still_iou", "still_psnr", "object_ok", "colour_ok"), ("front_runs", "still_front_runs")
+SPOTS = ("spots", "still_spots")  # missing where a thing has nothing dark
 LOOKS = tuple((azimuth, time) for time in (0.0, 0.25, 0.5, 0.75) for azimuth in (30.0, 210.0))  # of the sheet: degrees, time
 COLUMNS, NAME = 4, 14  # prompts side by side on the sheet; pixels for a name
 
@@ -56,7 +57,7 @@ def run(task: Task, machine: Machine, events: Events, lost: Mapping[Path, str] =
     holds. A prompt that diverges, or did `ahead` (`lost`), is listed as failed, and the others go on. Raises FourdfyError as
     `train.run` for all else."""
     make_writable(task.out)
-    known = {(r["prompt"], r["digest"]): r for r in read_runs(task.out / "bench.json", ("prompt", "digest"), MEANS, FRONTS)}
+    known = {(r["prompt"], r["digest"]): r for r in read_runs(task.out / "bench.json", ("prompt", "digest"), MEANS, (*FRONTS, *SPOTS))}
     results: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     for number, prompt in enumerate(task.prompts, 1):
@@ -104,9 +105,9 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def line(name: str, group: list[dict[str, Any]]) -> dict[str, Any]:
     """Means of a group of runs."""
     made: dict[str, Any] = {"prompts": name, "n": len(group)}
-    for key in MEANS:
-        values = [r[key] for r in group]
-        made |= {key: float(np.mean(values)), f"{key}_interval": bootstrap(values)}
+    for key in (*MEANS, *SPOTS):
+        values = [r[key] for r in group if r.get(key) is not None]
+        made |= {key: float(np.mean(values)) if values else None, f"{key}_interval": bootstrap(values)}
     for key in FRONTS:
         fronts = [r[key] == 1 for r in group if r.get(key) is not None]
         made[key.replace("front_runs", "one_front")] = float(np.mean(fronts)) if fronts else None
@@ -117,10 +118,12 @@ def shown(data: dict[str, Any]) -> dict[str, Any]:
     """The result for people: a table narrow enough for a terminal, intervals beside the means."""
 
     def cell(one: dict[str, Any], key: str, digits: int) -> str:
+        if one[key] is None:
+            return ""
         ends = one[f"{key}_interval"]
         return f"{one[key]:.{digits}f}" + (f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]" if ends else "")
 
-    columns = {"IoU": ("iou", 2), "dB": ("psnr", 1), "motion": ("motion_ratio", 2)}
+    columns = {"IoU": ("iou", 2), "dB": ("psnr", 1), "motion": ("motion_ratio", 2), "spots": ("spots", 2)}
     rows = [
         {"prompts": one["prompts"], "n": one["n"]}
         | {title: cell(one, *how) for title, how in columns.items()}

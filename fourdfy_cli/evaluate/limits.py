@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from fourdfy_cli import hybrid
@@ -20,6 +19,7 @@ from fourdfy_cli.guidance.base import Guidance
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.nano.exact import MOVED, ExactGuidance, PosteriorGuidance
 from fourdfy_cli.nano.prompts import Subject, parse
+from fourdfy_cli.nano.spots import mean
 from fourdfy_cli.output import render
 from fourdfy_cli.run import train
 from fourdfy_cli.run.state import Run, new_scene
@@ -27,8 +27,8 @@ from fourdfy_cli.scene.scene import Scene
 from fourdfy_cli.store import checkpoint
 from fourdfy_cli.store.folder import write_json
 
-PAIRS = ("learned/learned", "exact/learned", "learned/exact", "exact/exact")  # multi-view judge / video judge
-KINDS = {"multiview": ("learned", "exact"), "video": ("learned", "exact", "posterior", "damped")}
+JUDGES = ("learned/learned", "exact/learned", "learned/exact", "exact/exact")  # multi-view judge / video judge [/ image judge]
+KINDS = {"multiview": ("learned", "exact"), "video": ("learned", "exact", "posterior", "damped"), "image": ("learned", "exact")}
 STAGE_3 = ("stage3.", "field.dynamic.", "field.kind", "field.deformation.", "models.")
 
 
@@ -58,21 +58,21 @@ def start(run: Path, settings: list[str]) -> Start:
     return Start(state, recipe, parse(state["prompt"]))
 
 
-def limits(run: Path, out: Path, pairs: list[str], settings: list[str], report: Callable[[str], None]) -> dict[str, Any]:
-    """Repeat stage 3 with each pair of judges; writes limits.json and a sheet of views and times for each pair to `out`.
+def limits(run: Path, out: Path, names: list[str], settings: list[str], report: Callable[[str], None]) -> dict[str, Any]:
+    """Repeat stage 3 with the judges that each name stands for; writes limits.json and a sheet of views and times for each to `out`.
 
-    A row: iou, psnr (dB) and motion (over the truth's) as `nano score` measures them, and seconds. Raises FourdfyError as `start`,
-    exit 2 for a pair that does not exist, exit 5 if a step has no finite gradient.
+    A row: the judges, iou, psnr (dB), spots and motion (over the truth's) as `nano score` measures them, and seconds. Raises FourdfyError
+    as `start`, exit 2 for judges that do not exist, exit 5 if a step has no finite gradient.
     """
     begin = start(run, settings)
-    wanted = [judges(pair) for pair in pairs]
+    wanted = [judges(name) for name in names]
     out.mkdir(parents=True, exist_ok=True)
     table = []
-    for pair, (multiview, video) in zip(pairs, wanted, strict=True):
+    for name, kinds in zip(names, wanted, strict=True):
         began = time.monotonic()
-        scene = stage3(begin, multiview, video, report)
-        row = {"multiview": multiview, "video": video} | measures(scene, begin.subject) | {"seconds": round(time.monotonic() - began)}
-        render.preview(scene, begin.recipe, out / f"{pair.replace('/', '-')}.png", size=96)
+        scene = stage3(begin, kinds, lambda text, name=name: report(f"{name}: {text}"))
+        row = kinds | measures(scene, begin.subject) | {"seconds": round(time.monotonic() - began)}
+        render.preview(scene, begin.recipe, out / f"{name.replace('/', '-')}.png", size=96)
         table.append(row)
         report("  ".join(f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()))
         result = {"run": str(run), "prompt": begin.state["prompt"], "settings": settings, "table": table}
@@ -80,28 +80,24 @@ def limits(run: Path, out: Path, pairs: list[str], settings: list[str], report: 
     return result
 
 
-def judges(pair: str) -> tuple[str, str]:
-    """The multi-view and the video judge that "learned/exact" names; raises FourdfyError (exit 2)."""
-    multiview, _, video = pair.partition("/")
-    if multiview not in KINDS["multiview"] or video not in KINDS["video"]:
-        known = f"multi-view {' or '.join(KINDS['multiview'])}, then video {' or '.join(KINDS['video'])}"
-        raise FourdfyError(f"there is no pair of judges {pair!r}: {known}", f"--judges {','.join(PAIRS)}", USAGE)
-    return multiview, video
+def judges(name: str) -> dict[str, str]:
+    """The kind of judge for each branch that "learned/exact" or "learned/exact/exact" names; raises FourdfyError (exit 2)."""
+    kinds = [*name.split("/"), "learned"] if name.count("/") == 1 else name.split("/")
+    if len(kinds) != len(KINDS) or not all(kind in known for kind, known in zip(kinds, KINDS.values(), strict=True)):
+        known = ", ".join(f"{branch} {' or '.join(known)}" for branch, known in KINDS.items())
+        raise FourdfyError(f"there are no judges {name!r}: {known}", f"--judges {','.join(JUDGES)}", USAGE)
+    return dict(zip(KINDS, kinds, strict=True))
 
 
-def stage3(begin: Start, multiview: str, video: str, report: Callable[[str], None]) -> Scene:
-    """The scene after stage 3, with the random draws of the run itself."""
+def stage3(begin: Start, kinds: dict[str, str], report: Callable[[str], None]) -> Scene:
+    """The scene after stage 3 with judges of these kinds, and with the random draws of the run itself."""
     state, machine = begin.state, Machine()
     current = Run(state["prompt"], begin.recipe, Path(), state["seed"], machine, scene_of(begin, machine), 3, lora=state["lora"])
     guidances = train.load_guidances(begin.recipe, 3, current.text, machine.device, 0, current.seed)
     if (network := train.lora_network(guidances)) is not None and current.lora:
         load_lora_state(network, current.lora)
     optimizer = train.make_optimizer(current.scene, begin.recipe, 3, guidances)
-    told = guidances | {
-        name: instead(guidances[name], kind, begin.subject)
-        for name, kind in (("multiview", multiview), ("video", video))
-        if name in guidances
-    }
+    told = {branch: instead(guidance, kinds[branch], begin.subject) for branch, guidance in guidances.items()}
     steps = begin.recipe.stage3.steps
     while current.step < steps:
         hybrid.maybe_update_occupancy(current.scene, current.context())
@@ -110,7 +106,7 @@ def stage3(begin: Start, multiview: str, video: str, report: Callable[[str], Non
             raise FourdfyError(f"step {current.step}: {bad} is not finite", hint, DIVERGED)
         current.step += 1
         if current.step % 50 == 0:
-            report(f"{multiview}/{video}: step {current.step} of {steps}")
+            report(f"step {current.step} of {steps}")
     return current.scene
 
 
@@ -133,8 +129,8 @@ def scene_of(begin: Start, machine: Machine) -> Scene:
 
 
 @torch.no_grad()
-def measures(scene: Scene, subject: Subject) -> dict[str, float]:
-    """iou, psnr and motion of a moving scene, as `nano score` measures them."""
+def measures(scene: Scene, subject: Subject) -> dict[str, float | None]:
+    """iou, psnr, spots and motion of a moving scene, as `nano score` measures them."""
     shot = views(TIMES)
     found = compare(render_views(scene, shot), shot, subject)
-    return {name: float(np.nanmean(found[name])) for name in ("iou", "psnr")} | {"motion": motion_ratio(scene, subject)}
+    return {name: mean(found[name]) for name in ("iou", "psnr", "spots")} | {"motion": motion_ratio(scene, subject)}

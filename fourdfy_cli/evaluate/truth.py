@@ -23,6 +23,7 @@ from fourdfy_cli.nano.networks import FRAMES, IMAGE_SIZE
 from fourdfy_cli.nano.objects import COLOURS, OBJECTS, WITH_FRONT
 from fourdfy_cli.nano.prompts import MOTIONS, Subject, parse
 from fourdfy_cli.nano.show import truth
+from fourdfy_cli.nano.spots import mean, spots
 from fourdfy_cli.output import render
 from fourdfy_cli.scene.cameras import Shot, orbit_camera
 from fourdfy_cli.scene.scene import Frames, Scene
@@ -36,7 +37,8 @@ UNSEEN = 1e-4  # mean change from frame to frame that is rounding
 def score(run: Path) -> dict[str, Any]:
     """Measures of a run folder or checkpoint; a folder gets them as nano.json too.
 
-    iou, psnr (dB), depth_error: means over views and times. motion_ratio: mean frame-to-frame change over the ground
+    iou, psnr (dB), depth_error, spots (of the contrast of eyes, noses and all that is dark; None if nothing is): means over views and
+    times. motion_ratio: mean frame-to-frame change over the ground
     truth's (if the prompt names no motion that can be seen: over the mean of those that can), whatever the stage. object_ok, colour_ok:
     fraction of views in which nano CLIP names them right. fronts: how many of the 8 azimuths look like a front (None for
     things without one); front_runs: how many separate fronts those form; chamfer and volume_iou of the solids, means over times.
@@ -51,7 +53,7 @@ def score(run: Path) -> dict[str, Any]:
         subject = Subject(subject.object, named(clip, frames, list(COLOURS), "a {} " + subject.object), subject.motion)
     target = Subject(subject.object, subject.colour, subject.motion if moving else None)
     per_view = compare(frames, shot, target)
-    result = {name: float(np.nanmean(values)) for name, values in per_view.items()}
+    result: dict[str, Any] = {name: mean(values) for name, values in per_view.items()}
     result |= {"motion_ratio": motion_ratio(scene, subject)}
     result |= naming(clip, frames, subject)
     result |= fronts(clip, frames, subject) | solids(scene, target, shot)
@@ -84,16 +86,17 @@ def render_views(scene: Scene, shot: Shot) -> Frames:
 
 
 def compare(frames: Frames, shot: Shot, subject: Subject) -> dict[str, np.ndarray]:
-    """PSNR, IoU and depth error of each view [V]; the depth error is nan where the masks do not meet."""
+    """PSNR, IoU, depth error and `spots` of each view [V]; the depth error is nan where the masks do not meet."""
     picture = truth(subject, shot)
-    rgb, opacity = frames.rgb.clamp(0, 1).numpy(), frames.opacity.numpy()
-    error = ((rgb - picture.over(BACKDROP)) ** 2).mean((1, 2, 3))
+    rgb, opacity, true = frames.rgb.clamp(0, 1).numpy(), frames.opacity.numpy(), picture.over(BACKDROP)
+    error = ((rgb - true) ** 2).mean((1, 2, 3))
     ours, theirs = opacity > 0.5, picture.rgba[..., 3] > 0.5
     both = ours & theirs
     gap = np.abs(frames.depth.numpy() / np.maximum(opacity, 1e-6) - picture.depth)
     depth = [gap[k][both[k]].mean() if both[k].any() else np.nan for k in range(len(shot))]
     union = np.maximum((ours | theirs).sum((1, 2)), 1)
-    return {"iou": both.sum((1, 2)) / union, "psnr": -10 * np.log10(np.maximum(error, 1e-10)), "depth_error": np.array(depth)}
+    psnr = -10 * np.log10(np.maximum(error, 1e-10))
+    return {"iou": both.sum((1, 2)) / union, "psnr": psnr, "depth_error": np.array(depth), "spots": spots(rgb, true, theirs)}
 
 
 def motion_ratio(scene: Scene, subject: Subject) -> float:

@@ -23,6 +23,7 @@ from fourdfy_cli.diffusion.prior import UnetPrior
 from fourdfy_cli.diffusion.text import sector, view_word
 from fourdfy_cli.guidance.base import GuidanceOutput
 from fourdfy_cli.guidance.multiview import MultiviewGuidance
+from fourdfy_cli.guidance.variational import VariationalGuidance
 from fourdfy_cli.guidance.video import VideoGuidance
 from fourdfy_cli.nano.data import DISTANCE, ELEVATION
 from fourdfy_cli.nano.prompts import Subject
@@ -56,9 +57,9 @@ def told(diffusion: Diffusion, estimate: Estimate) -> Told:
 
 @dataclass(frozen=True)
 class ExactGuidance:
-    """A multi-view or video guidance that is told the truth about `subject`."""
+    """A guidance that is told the truth about `subject`; of a variational one, the LoRA network still learns."""
 
-    guidance: MultiviewGuidance | VideoGuidance
+    guidance: MultiviewGuidance | VariationalGuidance | VideoGuidance
     subject: Subject
 
     def __call__(

@@ -21,19 +21,20 @@ from fourdfy_cli.store import files
 
 GROUP = 64  # groups drawn from one seed
 SECONDS = 60.0  # between two saves of what is drawn
+SMUDGED, SHARP = 0.5, 100  # share of what is shown that is not sharp, and the noise level from which on
 
 
 def cache(path: Path, seed: int, groups: int, kind: data.Kind, vae, device: str = "cpu", report=print) -> dict[str, Tensor]:
-    """Latents [N V C h w] (half precision), cameras [N V 16], azimuths [N V], times [N V] and subjects [N 3] of drawn groups; kept
-    in a file, made again from the seed if it is not there; what was drawn before an interruption is not drawn again.
+    """Latents [N V C h w] (half precision) of pictures and of the `smudged` pictures, cameras [N V 16], azimuths [N V], times [N V] and
+    subjects [N 3] of drawn groups; kept in a file, made again from the seed if it is not there; what was drawn before an interruption is
+    not drawn again.
 
-    Kinds as in `data.draw`: V = 4 sides of "still" and "posed" things, with latents of the `smudged` pictures too; FRAMES frames of a
-    "clip", one picture of a "frozen" one, the same draw as the clip.
+    Kinds as in `data.draw`: V = 4 sides of "still" and "posed" things; FRAMES frames of a "clip" or an "other", one picture of a "frozen"
+    one, the same draw as the clip.
     """
     if path.exists():
         return load_file(path)
-    sides = kind in ("still", "posed")
-    views, part = 4 if sides else networks.FRAMES, path.with_suffix(".part")
+    views, part = 4 if kind in ("still", "posed") else networks.FRAMES, path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     pieces = [load_file(part)] if part.exists() else []
     start = len(pieces[0]["latents"]) if pieces else 0
@@ -51,7 +52,7 @@ def cache(path: Path, seed: int, groups: int, kind: data.Kind, vae, device: str 
                     save_file(pieces[0], temporary)
             report(f"drawing {path.stem}: {number * GROUP}/{groups}")
             told = time.monotonic()
-        pieces.append(_encoded(batch, vae, device, smudges=sides))
+        pieces.append(_encoded(batch, vae, device))
     vae.to("cpu")
     made = _joined(pieces)
     with files.replacing(path) as temporary:
@@ -65,10 +66,10 @@ def _joined(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _encoded(batch: data.Batch, vae, device: str, smudges: bool) -> dict[str, Tensor]:
+def _encoded(batch: data.Batch, vae, device: str) -> dict[str, Tensor]:
     """What `cache` keeps of drawn groups."""
     groups, rgb = len(batch.rgb), batch.rgb.flatten(0, 1).to(device)
-    pictures = {"latents": rgb} | ({"smudged": smudged(rgb)} if smudges else {})
+    pictures = {"latents": rgb, "smudged": smudged(rgb)}
     return {name: vae.encode(x).latent.unflatten(0, (groups, -1)).half().cpu() for name, x in pictures.items()} | {
         "cameras": unit_camera(batch.c2w.flatten(0, 1)).unflatten(0, (groups, -1)),
         "azimuth": batch.azimuth,

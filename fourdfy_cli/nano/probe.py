@@ -1,10 +1,11 @@
-"""What a video model makes of clips that stand still, or move half as far as they should: the figures to drive its training by. The
-multi-view model, which is told the moment, is asked the same frame by frame, with three more sides of each.
+"""What a video model makes of clips that stand still, move half as far as they should, or are smudged: the figures to drive its training
+by. The multi-view model, which is told the moment, is asked the same frame by frame, with three more sides of each.
 
 A clean estimate's deviation from its mean over frames is its motion. Its cosine to the true clip's says whether the model means the right
 motion, its length over the true one's how much of it. Its part that is even in time (the same backwards) and its odd part are also measured
-apart, each by the share of the true clip's that it holds: who cannot tell the frames' order has none of the odd one. Inputs are latents
-between the thing before it moves (0) and the true clip (1).
+apart, each by the share of the true clip's that it holds: who cannot tell the frames' order has none of the odd one. Beside these the
+share of eyes and noses that the estimate's pictures have (spots.py; what the autoencoder leaves is the most there can be). Inputs are
+latents of the thing before it moves, halfway to the true clip's, and of the clip's `smudged` pictures.
 """
 
 from __future__ import annotations
@@ -19,27 +20,34 @@ import torch
 from torch import Tensor
 
 from fourdfy_cli.diffusion import text
-from fourdfy_cli.diffusion.models import Diffusion
+from fourdfy_cli.diffusion.models import Diffusion, decode, encode
 from fourdfy_cli.diffusion.multiview import VIEWS
 from fourdfy_cli.diffusion.noise import guided
 from fourdfy_cli.nano import exact
 from fourdfy_cli.nano.data import DISTANCE, ELEVATION, FOVY, GREY
+from fourdfy_cli.nano.latents import smudged
 from fourdfy_cli.nano.networks import FRAMES, IMAGE_SIZE
 from fourdfy_cli.nano.objects import COLOURS, WITH_FRONT
 from fourdfy_cli.nano.prompts import MOTIONS, Subject
+from fourdfy_cli.nano.show import truth
+from fourdfy_cli.nano.spots import mean, spots
+from fourdfy_cli.nano.world import Picture
 from fourdfy_cli.scene.cameras import Shot, orbit_camera, timed_camera
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 0.95)  # of the T noise levels
 SHOWN = (0.2, 0.6, 0.95)  # of these, what the table has columns for
-INPUTS = {"still": 0.0, "half": 0.5}  # how far along each input is
+INPUTS = ("still", "half", "smudged")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A clip [1 C F h w] and the same before it moves, what it shows, from where, over which grey, and its caption."""
+    """A clip [1 C F h w], the same before it moves and smudged, the clip's pictures, what they show, from where, over which grey, and its
+    caption."""
 
     clip: Tensor
     frozen: Tensor
+    smudged: Tensor
+    picture: Picture
     subject: Subject
     shot: Shot
     grey: float
@@ -59,10 +67,13 @@ def cases(model: Diffusion, motion: str, count: int, rule: exact.Rule, seed: int
             c2w = orbit_camera(math.radians(around) * full, math.radians(elevation) * full, distance * full)
             shot = Shot(c2w, math.radians(FOVY) * full, (torch.arange(FRAMES) + 0.5) / FRAMES, (IMAGE_SIZE, IMAGE_SIZE))
             rest = Shot(c2w[:1], shot.fovy[:1], torch.zeros(1), shot.size)
-            clip, frozen = (exact.latents(model.vae, subject, s, grey).transpose(0, 1)[None] for s in (shot, rest))
+            frozen = exact.latents(model.vae, subject, rest, grey).transpose(0, 1)[None]
+            picture = truth(subject, shot)
+            rgb = torch.from_numpy(picture.over(grey)).permute(0, 3, 1, 2)
+            clip, dull = (encode(model.vae, x)[0].transpose(0, 1)[None] for x in (rgb, smudged(rgb)))
             words = text.view_word(around, *rule) if isinstance(rule, tuple) else text.sector(around)
             caption = subject.text() if rule is None else text.worded(subject.text(), words)
-            made.append(Case(clip, frozen.expand_as(clip), subject, shot, grey, caption))
+            made.append(Case(clip, frozen.expand_as(clip), dull, picture, subject, shot, grey, caption))
     return made
 
 
@@ -130,24 +141,36 @@ def posteriors(model: Diffusion, among: list[Case], rule: exact.Rule, seed: int)
     return {"posterior": over((1.0,)), "damped": over(exact.MOVED)}
 
 
+def seen(model: Diffusion, z: Tensor, among: list[Case]) -> float | None:
+    """The share of eyes and noses in the pictures of estimates [N C F h w], the mean over all that show any; None if none does."""
+    shares = []
+    for clip, case in zip(z.transpose(1, 2), among, strict=True):
+        rgb = decode(model.vae, clip).permute(0, 2, 3, 1).clamp(0, 1).numpy()
+        shares.append(spots(rgb, case.picture.over(case.grey), case.picture.rgba[..., 3] > 0.5))
+    return mean(np.concatenate(shares))
+
+
 @torch.no_grad()
 def rows(model: Diffusion, among: list[Case], estimate: exact.Estimate, seed: int) -> list[dict[str, Any]]:
-    """A row for each of INPUTS: "cosine length" at each of SHOWN, the even and odd parts held (means over LEVELS), and under "levels" all
-    of it at each of LEVELS."""
-    clip, frozen = torch.cat([c.clip for c in among]), torch.cat([c.frozen for c in among])
+    """A row for each of INPUTS: "cosine length" at each of SHOWN, the even and odd parts held and the spots seen (means over LEVELS), and
+    under "levels" all of it at each of LEVELS."""
+    clip, frozen, dull = (torch.cat([getattr(c, name) for c in among]) for name in ("clip", "frozen", "smudged"))
     made = []
-    for name, share in INPUTS.items():
+    for name, shown in zip(INPUTS, (frozen, frozen + 0.5 * (clip - frozen), dull), strict=True):
         row: dict[str, Any] = {"input": name, "levels": []}
         for level in LEVELS:
             t = int(level * len(model.schedule))
             eps = torch.randn(clip.shape, generator=torch.Generator().manual_seed(seed))
-            z = estimate(model.schedule.add(frozen + share * (clip - frozen), eps, t), t)
+            z = estimate(model.schedule.add(shown, eps, t), t)
             cosine, length = alike(z, clip)
-            both = {"even": held(z, clip, 1), "odd": held(z, clip, -1)}
-            row["levels"].append({"level": level, "cosine": cosine, "length": length} | both)
+            parts = {"even": held(z, clip, 1), "odd": held(z, clip, -1), "spots": seen(model, z, among)}
+            row["levels"].append({"level": level, "cosine": cosine, "length": length} | parts)
             if level in SHOWN:
                 row[f"t {level:g}"] = f"{cosine:.2f} {length:.2f}".replace("0.", ".")
-        made.append(row | {part: round(float(np.mean([e[part] for e in row["levels"]])), 2) for part in ("even", "odd")})
+        for part in ("even", "odd", "spots"):
+            over = mean(np.array([e[part] for e in row["levels"]], float))
+            row[part] = None if over is None else round(over, 2)
+        made.append(row)
     return made
 
 

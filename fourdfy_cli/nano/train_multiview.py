@@ -14,7 +14,7 @@ from fourdfy_cli.diffusion.models import Unet
 from fourdfy_cli.diffusion.multiview import VIEWS, fold_views
 from fourdfy_cli.nano import data, networks
 from fourdfy_cli.nano.fit import Draw, Fit, Plan, Recorded
-from fourdfy_cli.nano.latents import Captions, cache, decode_subject, noised, words
+from fourdfy_cli.nano.latents import SHARP, SMUDGED, Captions, cache, decode_subject, noised, words
 from fourdfy_cli.nano.train_video import LATE
 from fourdfy_cli.scene.cameras import moment
 
@@ -22,7 +22,6 @@ GROUPS = 0.7  # of the batches are groups of views; the rest are single pictures
 POSED = 600  # noise level below which half of the single pictures' things are caught in motion
 NAMED = 5 / 6  # of the single pictures' captions name the view; the twin of Eq. 4 is shown the bare prompt
 WRONG = 0.5  # of the groups from noise level LATE on are not as far along as they should be
-SMUDGED, SHARP = 0.5, 100  # of all pictures, the share that is not sharp, and the noise level from which on
 
 
 def train_multiview(folder: Path, vae_folder: Path, plan: Plan, seed: int = 0, device: str = "cpu", report=print) -> None:

@@ -18,7 +18,7 @@ from fourdfy_cli.diffusion.convolutions import flatten_convolutions
 from fourdfy_cli.diffusion.text import load_encoder
 from fourdfy_cli.nano import data, networks
 from fourdfy_cli.nano.fit import Fit, Plan, Recorded
-from fourdfy_cli.nano.latents import Captions, cache, decode_subject, noised, words
+from fourdfy_cli.nano.latents import SHARP, SMUDGED, Captions, cache, decode_subject, noised, words
 from fourdfy_cli.nano.prompts import MOTIONS
 
 LOUD = 0.25  # standard deviation of a motion word's fresh embedding; other words' is 0.05
@@ -94,7 +94,8 @@ def worsened(clip: Tensor, frozen: Tensor, other: Tensor | None, rng: np.random.
 
 def draw_clip(pools: dict[str, dict[str, Tensor]], t: int, rng: np.random.Generator) -> Clip:
     """A clip for noise level t. It moves and its caption says how; or (STILL) the thing rests, and the caption names no motion. From LATE
-    on what is shown is worsened, and where there are renders, often one of them."""
+    on what is shown is worsened, and where there are renders, often one of them. From SHARP on half of what is shown is between sharp and
+    `smudged`, as a scene is before it is sharp. Under no caption the target is what is shown."""
     late, still = t >= LATE, rng.random() < STILL
     if late and "renders" in pools and rng.random() < RENDERED:
         pool = pools["renders"]
@@ -105,17 +106,26 @@ def draw_clip(pools: dict[str, dict[str, Tensor]], t: int, rng: np.random.Genera
     pool = pools["clips"]
     row = int(rng.integers(len(pool["latents"])))
     subject, azimuth = decode_subject(pool["subjects"][row]), float(pool["azimuth"][row, 0])
-    clip = pool["latents"][row].float().transpose(0, 1)
-    frozen = pools["frozen"]["latents"][row].float().expand(networks.FRAMES, -1, -1, -1).transpose(0, 1)
     caption = data.caption(subject, rng, azimuth, 0.0 if still else 1.0)
-    target = frozen if still else clip
-    if not late or not caption:
+    blur = rng.random() if t >= SHARP and rng.random() < SMUDGED else 0.0
+
+    def looks(name: str, blur: float) -> Tensor:
+        """A pool's latents [C F h w] of this thing, this far from sharp to smudged."""
+        sharp, smudged = (pools[name][key][row].float() for key in ("latents", "smudged"))
+        return torch.lerp(sharp, smudged, blur).expand(networks.FRAMES, -1, -1, -1).transpose(0, 1)
+
+    target = looks("frozen" if still else "clips", 0.0)
+    if not caption or not (late or blur):
         return Clip(target, target, caption)
+    clip, frozen = looks("clips", blur), looks("frozen", blur)
     if still:
-        return Clip(frozen, frozen + rng.random() * (clip - frozen) if rng.random() < 0.5 else frozen, caption)
-    other = pools["other"]["latents"]
-    shown = worsened(clip, frozen, other[row].float().transpose(0, 1) if row < len(other) else None, rng)
-    return Clip(clip, shown, caption)
+        shown = frozen + rng.random() * (clip - frozen) if late and rng.random() < 0.5 else frozen
+    elif late:
+        shown = worsened(clip, frozen, looks("other", blur) if row < len(pools["other"]["latents"]) else None, rng)
+    else:
+        shown = clip
+    right = blur == 0 and shown is (frozen if still else clip)
+    return Clip(target, target if right else shown, caption)
 
 
 def draw_levels(count: int, rng: np.random.Generator) -> list[int]:

@@ -24,7 +24,7 @@ from fourdfy_cli.store.files import replacing
 from fourdfy_cli.store.folder import metrics_lines, metrics_row, read_json
 
 ABOUT_A_STEP = {"stage", "step", "branch", "skipped", "rung", "seconds", "crc"}  # keys of metrics.jsonl that are no measured quantity
-TRUTH = ("iou", "psnr", "depth_error", "motion_ratio", "object_ok", "colour_ok", "fronts", "front_runs", "chamfer", "volume_iou")
+TRUTH = ("iou", "psnr", "depth_error", "spots", "motion_ratio", "object_ok", "colour_ok", "fronts", "front_runs", "chamfer", "volume_iou")
 
 
 class LoggedStep(NamedTuple):

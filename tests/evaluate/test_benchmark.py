@@ -59,6 +59,8 @@ def test_what_a_benchmark_leaves(made):
     assert [(one["prompts"], one["n"]) for one in data["table"]] == [("jumping", 1), ("none", 1), ("never seen", 1), ("all", 2)]
     total = data["table"][-1]
     assert total["iou"] == pytest.approx(np.mean([r["iou"] for r in data["runs"]]))
+    assert [r["spots"] is None for r in data["runs"]] == [False, True] and total["spots"] == data["runs"][0]["spots"]
+    assert [row["spots"] == "" for row in bench.shown(data)["table"]] == [False, True, True, False]
     low, high = total["psnr_interval"]
     assert low <= total["psnr"] <= high and data["table"][0]["psnr_interval"] is None
     sheet = np.asarray(Image.open(task.out / "bench.png"))

@@ -14,13 +14,14 @@ from samples import Watch, fails, isolated, tiny_recipe  # noqa: F401
 from fourdfy_cli.cli import main
 from fourdfy_cli.config import Branch
 from fourdfy_cli.diffusion import priors
-from fourdfy_cli.diffusion.models import NANO, Diffusion
+from fourdfy_cli.diffusion.models import NANO, Diffusion, encode
 from fourdfy_cli.diffusion.noise import PREDICTIONS
 from fourdfy_cli.diffusion.text import Texts, sector
 from fourdfy_cli.errors import FourdfyError
 from fourdfy_cli.evaluate import limits
 from fourdfy_cli.evaluate.truth import camera_shot
 from fourdfy_cli.guidance.multiview import MultiviewGuidance
+from fourdfy_cli.guidance.variational import VariationalGuidance
 from fourdfy_cli.guidance.video import VideoGuidance
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.nano import exact
@@ -82,6 +83,23 @@ def test_exact_judges_want_nothing_but_the_truth(model: Diffusion, kind: type):
     assert (grad * (still - picture)).sum() > 100 * right.norm() * (still - picture).norm()  # descent goes towards the truth
 
 
+def test_an_exact_image_judge_pulls_towards_the_truth(model: Diffusion, monkeypatch: pytest.MonkeyPatch):
+    """Away from what the LoRA network thinks, which here knows the rendering: there is no pull where that is the truth."""
+    shot = camera_shot(torch.tensor([1.0]), torch.full((1,), 0.4))
+    picture, still = (torch.from_numpy(truth(DOG, dataclasses.replace(shot, time=t * shot.time)).over(0.6)) for t in (1, 0))
+    monkeypatch.setattr(VariationalGuidance, "learn", lambda *_: 0.0)
+
+    def pull(rgb: torch.Tensor) -> torch.Tensor:
+        here = encode(model.vae, rgb.permute(0, 3, 1, 2))[0]
+        knows = exact.told(model, lambda z_t, t: here)
+        monkeypatch.setattr(exact.Told, "output", lambda self, z_t, t, text, camera: self.predict(z_t, t, text, text)[0])
+        guidance = exact.ExactGuidance(VariationalGuidance(model, knows, texts(), 0.1), DOG)
+        return guidance(rgb, shot, BRANCH, 0.5, torch.Generator().manual_seed(0)).grad
+
+    right, grad = pull(picture), pull(still)
+    assert right.abs().max() < 1e-4 and (grad * (still - picture)).sum() > 100 * right.norm() * (still - picture).norm()
+
+
 def test_the_backdrop_is_read_off_the_edges():
     assert np.allclose(exact.backdrop(torch.from_numpy(truth(DOG, clip_shot()).over(0.47))), 0.47)
 
@@ -110,7 +128,7 @@ def test_same_words():
 
 def test_learned_judges_repeat_the_run(run: Path, tmp_path: Path):
     begin = limits.start(run, [])
-    scene = limits.stage3(begin, "learned", "learned", lambda text: None)
+    scene = limits.stage3(begin, limits.judges("learned/learned"), lambda text: None)
     there = checkpoint.load(run / "stage3.pt")["scene"]
     assert all(torch.equal(value, there[key]) for key, value in scene.state_dict().items())
 
@@ -118,7 +136,7 @@ def test_learned_judges_repeat_the_run(run: Path, tmp_path: Path):
 def test_a_table_of_judges(run: Path, tmp_path: Path, capfd):
     """A finer dynamic grid, three steps: each judge pulls somewhere else, and the JSON says what was done."""
     settings = ["field.dynamic.base=5", "stage3.steps=3", "stage3.p_3d=0", "stage3.p_image=0"]
-    line = [str(run), "--judges", "learned/learned,learned/exact,learned/damped", "--out", str(tmp_path / "l"), "--json"]
+    line = [str(run), "--judges", "learned/learned, learned/exact learned/damped", "--out", str(tmp_path / "l"), "--json"]
     assert main.run(["nano", "limits", *line, *(x for s in settings for x in ("--set", s))]) == 0
     said = json.loads(capfd.readouterr().out.splitlines()[-1])["data"]
     assert said == read_json(tmp_path / "l" / "limits.json") and said["settings"] == settings
@@ -131,7 +149,10 @@ def test_a_table_of_judges(run: Path, tmp_path: Path, capfd):
 @pytest.mark.parametrize(
     "line, said",
     [
-        (["--judges", "exact/wrong"], "pair of judges 'exact/wrong'"),
+        (["--judges", "exact/wrong"], "no judges 'exact/wrong'"),
+        (["--judges", "exact"], "no judges 'exact'"),
+        (["--judges", "exact/exact/posterior"], "image learned or exact"),
+        (["--judges", "exact/exact/exact/exact"], "no judges"),
         (["--set", "stage1.steps=5"], "before stage 3"),
         (["--set", "stage3.stepz=5"], "stage3.stepz"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from samples import isolated  # noqa: F401
@@ -14,6 +15,7 @@ from fourdfy_cli.diffusion import models, text
 from fourdfy_cli.diffusion.models import NANO, Diffusion
 from fourdfy_cli.nano import probe
 from fourdfy_cli.nano.prompts import MOTIONS
+from fourdfy_cli.nano.spots import spots
 from fourdfy_cli.scene.cameras import unit_camera
 
 
@@ -24,7 +26,12 @@ def model() -> Diffusion:
 
 @pytest.fixture(scope="module")
 def among(model: Diffusion) -> list[probe.Case]:
-    return probe.cases(model, "jumping", 3, (45.0, 45.0), 0)
+    return probe.cases(model, "jumping", 3, (45.0, 45.0), 3)
+
+
+def spots_of(case: probe.Case) -> np.ndarray:
+    true = case.picture.over(case.grey)
+    return spots(true, true, case.picture.rgba[..., 3] > 0.5)
 
 
 def test_cosine_and_length():
@@ -56,15 +63,24 @@ def test_cases_are_the_world_before_it_moves_and_while_it_does(among: list[probe
 
 def test_the_truth_scores_one_and_a_still_estimate_nothing(model: Diffusion, among: list[probe.Case]):
     clip, frozen = torch.cat([c.clip for c in among]), torch.cat([c.frozen for c in among])
-    for estimate, value in ((clip, 1.0), (frozen, 0.0)):
+    for estimate, value, eyes in ((clip, 1.0, (0.3, 0.8)), (frozen, 0.0, (-0.1, 0.2))):
         for row in probe.rows(model, among, lambda z_t, t, estimate=estimate: estimate, 0):
             assert [x for e in row["levels"] for x in (e["cosine"], e["length"])] == pytest.approx([value] * 10, abs=1e-4)
             assert [x for e in row["levels"] for x in (e["even"], e["odd"])] == pytest.approx([value] * 10, abs=1e-4)
+            assert eyes[0] < row["spots"] < eyes[1]  # what the autoencoder leaves; of a still one, what happens to be where eyes should
     asked = []
     probe.rows(model, among, lambda z_t, t: asked.append((t, z_t)) or clip, 0)
-    assert [t for t, _ in asked] == 2 * [200, 400, 600, 800, 950]
-    apart = (asked[5][1] - asked[0][1]) / model.schedule.alphas_cumprod[200].sqrt()  # the same noise, half of the motion
-    assert torch.allclose(apart.float(), 0.5 * (clip - frozen), atol=1e-4)
+    assert [t for t, _ in asked] == 3 * [200, 400, 600, 800, 950]
+    half, dull = ((asked[k][1] - asked[0][1]) / model.schedule.alphas_cumprod[200].sqrt() for k in (5, 10))  # under the same noise
+    assert torch.allclose(half.float(), 0.5 * (clip - frozen), atol=1e-4)
+    assert torch.allclose(dull.float(), torch.cat([c.smudged for c in among]) - frozen, atol=1e-4)
+
+
+def test_smudged_clips_move_but_have_no_eyes(model: Diffusion, among: list[probe.Case]):
+    clip, dull = torch.cat([c.clip for c in among]), torch.cat([c.smudged for c in among])
+    assert probe.alike(dull, clip)[0] > 0.7 and probe.seen(model, dull, among) < 0.5 * probe.seen(model, clip, among)
+    back = next(c for c in probe.cases(model, "jumping", 12, None, 0) if np.isnan(spots_of(c)).all())
+    assert probe.seen(model, back.clip, [back]) is None
 
 
 def test_sectors_in_the_captions(model: Diffusion):
@@ -123,5 +139,5 @@ def test_what_cannot_be_probed(wrong, capfd):
 def test_the_command_shows_a_row_for_every_motion_and_input(capfd):
     assert main.run(["nano", "probe", "--clips", "1", "--json"]) == 0
     table = json.loads(capfd.readouterr().out.splitlines()[-1])["data"]["table"]
-    assert [(r["motion"], r["input"]) for r in table] == [(m, i) for m in MOTIONS for i in ("still", "half")]
+    assert [(r["motion"], r["input"]) for r in table] == [(m, i) for m in MOTIONS for i in ("still", "half", "smudged")]
     assert all(-1 <= e["cosine"] <= 1 and e["length"] > 0 for r in table for e in r["levels"])
