@@ -147,6 +147,7 @@ class Stage:
     opaque: Ramp = Ramp(0.0, 0.0)
     smooth: Ramp = Ramp(0.0, 0.0)  # of a deformation's displacement
     odds_3d: Ramp = Ramp(1.0, 1.0)  # factor on the odds of p_3d, so that 0 stays never and 1 always
+    l1_time: Chance = 0.0  # how much of its learning rate draws each dynamic feature back to 0 at a step (losses.py)
 
     def chance_3d(self, progress: float) -> float:
         """How likely the 3D branch is at a moment of the stage: p_3d, its odds times `odds_3d`."""
@@ -155,9 +156,8 @@ class Stage:
 
     def chances(self) -> dict[str, float]:
         """How often each branch is drawn, the mean over the stage, without those that never are."""
-        p_3d = statistics.fmean(self.chance_3d((k + 0.5) / 100) for k in range(100))
-        every = (("multiview", p_3d), ("image", (1 - p_3d) * self.p_image), ("video", (1 - p_3d) * (1 - self.p_image)))
-        return {branch: chance for branch, chance in every if chance > 1e-9}
+        p = statistics.fmean(self.chance_3d((k + 0.5) / 100) for k in range(100))
+        return {k: q for k, q in (("multiview", p), ("image", (1 - p) * self.p_image), ("video", (1 - p) * (1 - self.p_image))) if q > 1e-9}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Regularisers of the released code of 4D-fy (systems/fourdfy.py), not in the paper.
+"""Regularisers of the released code of 4D-fy (systems/fourdfy.py), not in the paper; and `toward_rest`, of K-Planes.
 
 Those of the rendered opacity are per pixel here; what is added, on every step whatever the branch, is their mean over a shot.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -33,3 +34,11 @@ def smoothness(
     there = x + apart * torch.eye(4, dtype=x.dtype, device=x.device)[:, None]
     d = displacement(torch.cat([x[None], there]).flatten(0, 1)).unflatten(0, (5, -1))
     return ((d[1:] - d[0]) / apart).square().sum((0, 2)).mean()
+
+
+@torch.no_grad()
+def toward_rest(features: Float[Tensor, ...], threshold: float) -> None:
+    """Draw the features of a dynamic grid towards 0, where nothing moves, by `threshold`, none of them past it: what noise adds at one step
+    and takes back at another does not become motion. The L1 of K-Planes (Fridovich-Keil et al. 2023, "sparse transients") as a proximal
+    step after the optimizer's, since AdamW makes all gradients alike long."""
+    features.copy_(F.softshrink(features, threshold))

@@ -29,7 +29,7 @@ def nano() -> Recipe:
     # The video branch roughens surfaces, this smooths them; told the moment, it also moves what lags. Below 0.3 smudges would do for eyes.
     moving = replace(base, size=coarse, scale=2.0, low=constant(0.3), high=Ramp(0.7, 0.58, 0.65, 0.75), pixel_weight=15.0)
     image = Branch(fine, 3.0, 1.0, constant(0.02), constant(0.5), model_size=(64, 64), view_words="sectors")
-    # From high noise, where motion is made, to low, where it settles; not amplified, as a weaker video model needed (nano/README.md).
+    # From high noise, where motion is made, to low, where it settles. It smears eyes: the second half is the multi-view model's.
     video = Branch(coarse, 2.0, 1.0, Ramp(0.8, 0.2, 0.0, 0.9), Ramp(0.95, 0.5, 0.0, 0.9), **anneal, view_words="sectors")
     return Recipe(
         name="nano",
@@ -40,13 +40,13 @@ def nano() -> Recipe:
             lr_decay=Ramp(1.0, 0.2, 0.6, 1.0), opaque=Ramp(0.0, 5.0, 0.0, 1.0),
         ),
         stage2=Stage(
-            60, 0.5, 1.0, LearningRates(6e-2, 0.0, 1e-2, 0.0, 1e-2), base, image, video,
+            60, 0.8, 1.0, LearningRates(6e-2, 0.0, 1e-2, 0.0, 1e-2), base, image, video,
             lr_decay=Ramp(1.0, 0.1, 0.5, 1.0), opaque=constant(5.0),
         ),
         stage3=Stage(
-            450, 0.67, 0.1, LearningRates(2e-2, 9e-3, 2e-3, 0.0, 1e-2), moving, image, video,
-            moving=True, dynamic_always=True, dilation=1, alpha_thre=1e-5, lr_decay=Ramp(1.0, 0.1, 0.7, 1.0),
-            opaque=Ramp(0.0, 2000.0, 0.5, 0.9),  # the mean of a shot: below some hundreds it does nothing
+            450, 0.67, 0.1, LearningRates(2e-2, 2.2e-2, 2e-3, 0.0, 1e-2), moving, image, video,
+            moving=True, dynamic_always=True, l1_time=0.06, dilation=1, alpha_thre=1e-5, lr_decay=Ramp(1.0, 0.1, 0.7, 1.0),
+            odds_3d=Ramp(1.0, 20.0, 0.3, 0.5), opaque=Ramp(0.0, 2000.0, 0.5, 0.9),  # mean of a shot: below some hundreds nothing
         ),
         field=Field(Grid(4, 4, 16, 8, 2.0), Grid(4, 4, 16, 8, 1.6), hidden=32, density_power=2.0, deformation=Grid(4, 4, 16, 4, 1.6)),
         background=Background(random=1.0, low=0.45, high=0.75, grey=True),  # as the models were trained (nano/data.py)
@@ -237,7 +237,7 @@ PAPER = {
     "stage?.moving": "[P] Algorithm 1, [C]",
     "stage?.dynamic_always": "[P] Algorithm 1, [C]",
     "stage?.lr_decay.*": "[C] constant rates",
-    "stage?.dilation": "[C] none",
+    "stage?.[dl][i1]*": "[C] none",  # dilation, l1_time
     "stage?.alpha_thre": "[C] as march.alpha_thre",
     "stage3.blob.*": "[C] 0.5 to 5 over 50 000 steps; not in [P]",
     "stage?.[bs][lp]*": "[C]; not in [P]",

@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from fourdfy_cli.losses import opaqueness, smoothness, sparsity
+from fourdfy_cli.losses import opaqueness, smoothness, sparsity, toward_rest
 
 
 def test_sparsity_in_closed_form():
@@ -42,3 +42,14 @@ def test_smoothness_is_the_mean_over_points():
     x, apart = torch.rand(20, 4, dtype=torch.float64), 1e-3
     expected = sum(3 * (((row[3] + apart) ** 2 - row[3] ** 2) / apart) ** 2 for row in x) / 20
     assert abs(smoothness(squares, x, apart) - expected) < 1e-9
+
+
+def test_toward_rest_is_the_proximal_step_of_l1():
+    features = torch.tensor([[0.5, -0.3], [0.02, -0.01], [0.0, 0.05]])
+    toward_rest(features, 0.05)
+    assert torch.allclose(features, torch.tensor([[0.45, -0.25], [0.0, 0.0], [0.0, 0.0]]))
+    x = torch.linspace(-1, 1, 201)
+    kept = x.clone()
+    toward_rest(kept, 0.2)
+    costs = 0.5 * (x[:, None] - x) ** 2 + 0.2 * x.abs()  # what it makes least: of all values for each
+    assert torch.allclose(kept, x[costs.argmin(1)], atol=5e-3)

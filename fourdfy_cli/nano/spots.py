@@ -9,16 +9,16 @@ DARK, LEAST, AROUND = 0.25, 4, 2  # a spot: below what in red, green and blue, i
 
 
 def spots(rgb: np.ndarray, true: np.ndarray, solid: np.ndarray) -> np.ndarray:
-    """How much of the eyes is there: of the contrast between what is dark in true pictures [V H W 3] of a thing, where it is `solid`
-    [V H W], and what surrounds it, the share that pictures of ours have [V]; nan where nothing is dark or hardly anything."""
-    shares = np.full(len(rgb), np.nan)
+    """How much of the eyes is there. The contrast between what is dark in true pictures [V H W 3] of a thing, where it is `solid` [V H W],
+    and what surrounds it, times its pixels, in pictures of ours, over the mean of the same in the true ones [V]; nan where nothing is dark,
+    or hardly anything. So the mean over views is the share of all contrast; a view by itself may be above 1."""
+    ours, theirs = np.full((2, len(rgb)), np.nan)
     dark = (true.max(-1) < DARK) & solid
     for k in np.flatnonzero(dark.sum((1, 2)) >= LEAST):
         ring = binary_dilation(dark[k], iterations=AROUND) & solid[k] & ~dark[k]
         if ring.any():
-            ours, theirs = (picture[k][ring].mean() - picture[k][dark[k]].mean() for picture in (rgb, true))
-            shares[k] = ours / theirs
-    return shares
+            ours[k], theirs[k] = (dark[k].sum() * (picture[k][ring].mean() - picture[k][dark[k]].mean()) for picture in (rgb, true))
+    return ours / (mean(theirs) or np.nan)
 
 
 def mean(values: np.ndarray) -> float | None:

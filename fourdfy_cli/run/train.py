@@ -23,6 +23,7 @@ from fourdfy_cli.diffusion.lora import load_lora_state, trainable
 from fourdfy_cli.errors import DIVERGED, FAILURE, INTERRUPTED, MEMORY, STOPPED, FourdfyError, typed
 from fourdfy_cli.guidance.base import Guidance
 from fourdfy_cli.guidance.build import build, check_clips, cut_texts
+from fourdfy_cli.losses import toward_rest
 from fourdfy_cli.memory import Machine
 from fourdfy_cli.output import ffmpeg, render
 from fourdfy_cli.run.keeper import Bystander, Keeper, lora_network
@@ -274,6 +275,9 @@ def update(optimizer: torch.optim.Optimizer, current: Run, outcome: hybrid.Outco
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * factor
         optimizer.step()
+        for group in optimizer.param_groups:
+            for features in group["params"] if group["name"] == "dynamic" and context.settings.l1_time else ():
+                toward_rest(features, context.settings.l1_time * group["lr"])
         current.skipped_in_a_row = 0
     optimizer.zero_grad(set_to_none=True)
     current.scene.blob_std.fill_(context.settings.blob.at(context.progress))

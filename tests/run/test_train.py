@@ -12,6 +12,7 @@ from samples import Watch, lines, tiny_recipe
 
 from fourdfy_cli import hybrid, memory, presets
 from fourdfy_cli.errors import FourdfyError
+from fourdfy_cli.evaluate import limits
 from fourdfy_cli.evaluate.truth import score
 from fourdfy_cli.run import train
 from fourdfy_cli.store import checkpoint
@@ -163,6 +164,20 @@ def test_what_is_not_finite_is_skipped_and_ends_the_run_after_five(tmp_path, tin
     assert kept["retries"] == train.RETRIES and kept["step"] == train.BAD_STEPS - 1
     about = json.loads((run_folder(tmp_path, PROMPT, 3) / "run.json").read_text())
     assert about["status"] == "failed" and about["skipped_steps"] == (train.RETRIES + 1) * train.BAD_STEPS
+
+
+def test_dynamic_features_are_drawn_back_by_a_share_of_their_rate(whole):
+    """After one step from the end of stage 2, and nothing else is."""
+    steps = {}
+    for l1 in (0.0, 0.5):
+        begin = limits.start(
+            whole[0].run_dir, ["stage3.steps=1", "stage3.lr.dynamic=0.01", "stage3.lr_decay.start=0.5", f"stage3.l1_time={l1}"]
+        )
+        steps[l1] = limits.stage3(begin, limits.judges("learned/learned"), lambda text: None).state_dict()
+    changed = {key for key, value in steps[0.0].items() if not torch.equal(value, steps[0.5][key])}
+    assert changed == {"field.dynamic.table"}
+    free, drawn = (steps[l1]["field.dynamic.table"] for l1 in (0.0, 0.5))
+    assert free.abs().max() > 4e-3 and torch.allclose(drawn, free.sign() * (free.abs() - 0.5 * 0.5 * 0.01).clamp_min(0), atol=1e-7)
 
 
 def test_scoring_a_run(whole):

@@ -37,11 +37,13 @@ def recipe() -> Recipe:
     rates = dataclasses.replace(tiny.stage3.lr, static=1e-3, dynamic=3e-2, nets=5e-4, lora=1e-3)
     before = dataclasses.replace(tiny.stage2.multiview, high=constant(0.3))
     stages["stage2"] = dataclasses.replace(
-        stages["stage2"], lr=dataclasses.replace(tiny.stage2.lr, static=1e-2, nets=2e-3, lora=1e-3), multiview=before
+        stages["stage2"], p_3d=0.5, lr=dataclasses.replace(tiny.stage2.lr, static=1e-2, nets=2e-3, lora=1e-3), multiview=before
     )
     falling, opaque = Ramp(1.0, 0.1, 0.6, 1.0), constant(1.0)
     multiview = dataclasses.replace(tiny.stage3.multiview, scale=3.0, low=constant(0.02), high=constant(0.3))
-    stages["stage3"] = dataclasses.replace(stages["stage3"], lr=rates, lr_decay=falling, opaque=opaque, multiview=multiview)
+    stages["stage3"] = dataclasses.replace(
+        stages["stage3"], lr=rates, lr_decay=falling, opaque=opaque, multiview=multiview, odds_3d=constant(1.0), l1_time=0.0
+    )
     return dataclasses.replace(tiny, field=field, vsd=dataclasses.replace(tiny.vsd, rank=1), **stages)
 
 
