@@ -13,7 +13,6 @@ import functools
 import json
 import math
 import statistics
-import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from fourdfy_cli.schedule import Ramp
 Pixels = Width = Annotated[int, 1, 4096]
 Every = Annotated[int, 1, 10**9]
 Chance = Annotated[float, 0, 1]
-UNIONS = (types.UnionType, typing.Union)
+UNIONS = (type(int | str), typing.Union)
 _hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
 
 
@@ -156,8 +155,9 @@ class Stage:
 
     def chances(self) -> dict[str, float]:
         """How often each branch is drawn, the mean over the stage, without those that never are."""
-        p = statistics.fmean(self.chance_3d((k + 0.5) / 100) for k in range(100))
-        return {k: q for k, q in (("multiview", p), ("image", (1 - p) * self.p_image), ("video", (1 - p) * (1 - self.p_image))) if q > 1e-9}
+        p_3d = statistics.fmean(self.chance_3d((k + 0.5) / 100) for k in range(100))
+        every = (("multiview", p_3d), ("image", (1 - p_3d) * self.p_image), ("video", (1 - p_3d) * (1 - self.p_image)))
+        return {branch: chance for branch, chance in every if chance > 1e-9}
 
 
 @dataclass(frozen=True)

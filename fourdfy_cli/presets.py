@@ -40,7 +40,7 @@ def nano() -> Recipe:
             lr_decay=Ramp(1.0, 0.2, 0.6, 1.0), opaque=Ramp(0.0, 5.0, 0.0, 1.0),
         ),
         stage2=Stage(
-            60, 0.8, 1.0, LearningRates(6e-2, 0.0, 1e-2, 0.0, 1e-2), base, image, video,
+            60, 0.8, 1.0, LearningRates(6e-2, 0.0, 1e-2, 0.0, 1e-2), base, image, video,  # the image model knows less (nano/README.md)
             lr_decay=Ramp(1.0, 0.1, 0.5, 1.0), opaque=constant(5.0),
         ),
         stage3=Stage(

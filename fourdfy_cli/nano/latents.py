@@ -32,11 +32,11 @@ def cache(path: Path, seed: int, groups: int, kind: data.Kind, vae, device: str 
     Kinds as in `data.draw`: V = 4 sides of "still" and "posed" things; FRAMES frames of a "clip" or an "other", one picture of a "frozen"
     one, the same draw as the clip.
     """
-    if path.exists():
-        return load_file(path)
+    if kept := _drawn(path):
+        return kept
     views, part = 4 if kind in ("still", "posed") else networks.FRAMES, path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    pieces = [load_file(part)] if part.exists() else []
+    pieces = [kept] if (kept := _drawn(part)) else []
     start = len(pieces[0]["latents"]) if pieces else 0
 
     def make(number: int) -> data.Batch:
@@ -59,6 +59,12 @@ def cache(path: Path, seed: int, groups: int, kind: data.Kind, vae, device: str 
         save_file(made, temporary)
     part.unlink(missing_ok=True)
     return made
+
+
+def _drawn(path: Path) -> dict[str, Tensor] | None:
+    """What is in a file of drawn groups; None if there is none, or one from before smudged pictures were kept."""
+    kept = load_file(path) if path.exists() else {}
+    return kept if "smudged" in kept else None
 
 
 def _joined(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:

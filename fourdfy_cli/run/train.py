@@ -276,8 +276,9 @@ def update(optimizer: torch.optim.Optimizer, current: Run, outcome: hybrid.Outco
             group["lr"] = group["base"] * factor
         optimizer.step()
         for group in optimizer.param_groups:
-            for features in group["params"] if group["name"] == "dynamic" and context.settings.l1_time else ():
-                toward_rest(features, context.settings.l1_time * group["lr"])
+            if group["name"] == "dynamic" and context.settings.l1_time:
+                for features in group["params"]:
+                    toward_rest(features, context.settings.l1_time * group["lr"])
         current.skipped_in_a_row = 0
     optimizer.zero_grad(set_to_none=True)
     current.scene.blob_std.fill_(context.settings.blob.at(context.progress))

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fourdfy_cli.nano import latents
 
@@ -56,3 +57,13 @@ def test_noise_over_what_is_shown_asks_for_what_is_right(shape):
     assert torch.allclose(signal.sqrt() * z_t - (1 - signal).sqrt() * v, z, atol=1e-5)
     assert torch.allclose(v[0], (signal.sqrt() * eps - (1 - signal).sqrt() * z)[0], atol=1e-4)  # v as Salimans and Ho define it
     assert weight.flatten().tolist() == pytest.approx([1, 0.5, 0.9])
+
+
+def test_a_file_from_before_smudged_pictures_were_kept_is_drawn_again(tmp_path):
+    path = tmp_path / "clip.safetensors"
+    whole = latents.cache(path, 3, 64, "frozen", Encoder())
+    for name in ("clip.safetensors", "clip.part"):
+        path.unlink()
+        save_file({key: value for key, value in whole.items() if key != "smudged"}, tmp_path / name)
+        again = latents.cache(path, 3, 64, "frozen", Encoder())
+        assert again.keys() == whole.keys() and torch.equal(again["smudged"], whole["smudged"])
