@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from fourdfy_cli.cli import main
 from fourdfy_cli.config import leaves, to_dict
 from fourdfy_cli.output.page import SCRIPT, Page, html
 from fourdfy_cli.run import batch, report
+from fourdfy_cli.schedule import constant
 
 WICKED = "</title><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">'\"&"
 
@@ -130,6 +132,7 @@ def test_the_slider_and_the_policy_in_a_browser(run: Path, tmp_path: Path):
 
 def test_times_and_counts_by_branch():
     recipe = tiny_recipe()
+    recipe = dataclasses.replace(recipe, stage3=dataclasses.replace(recipe.stage3, odds_3d=constant(1.0)))
     drawn = [("video", float("nan")), ("video", 2.0), ("image", 6.0)]
     rows = report.branches([report.LoggedStep(k, 3, branch, seconds, {}) for k, (branch, seconds) in enumerate(drawn)], recipe)
     assert (rows[0]["stage"], rows[0]["branch"], rows[0]["steps"], rows[0]["share"], rows[0]["wanted"]) == (3, "video", 2, "67%", "36%")
