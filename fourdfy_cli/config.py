@@ -146,6 +146,7 @@ class Stage:
     opaque: Ramp = Ramp(0.0, 0.0)
     smooth: Ramp = Ramp(0.0, 0.0)  # of a deformation's displacement
     odds_3d: Ramp = Ramp(1.0, 1.0)  # factor on the odds of p_3d, so that 0 stays never and 1 always
+    sobol: bool = False  # cameras and moments are a scrambled Sobol sequence's: as random one by one, together evenly spread
     l1_time: Chance = 0.0  # how much of its learning rate draws each dynamic feature back to 0 at a step (losses.py)
 
     def chance_3d(self, progress: float) -> float:
@@ -254,10 +255,8 @@ def _any(text: str) -> Any:
 def _read(text: str, old: Any, key: str) -> Any:
     """Text as a value of the old one's type."""
     try:
-        if isinstance(old, bool):
-            return {"true": True, "false": False}[text.lower()]
-        if isinstance(old, str):
-            return text
+        if isinstance(old, (bool, str)):
+            return text if isinstance(old, str) else {"true": True, "false": False}[text.lower()]
         number = float(text)
         if not math.isfinite(number) or (isinstance(old, int) and not number.is_integer()):
             raise ValueError

@@ -25,6 +25,7 @@ from fourdfy_cli.scene.scene import Frames, RenderOptions, Scene, camera_rays, r
 
 BRANCHES = ("multiview", "image", "video")
 ALIKE = ("branch", "refresh", "cells")  # streams that processes which draw their own views have in common
+EPSILON = 2.0**-24  # from 1 to the float below it
 POINTS, APART = 4096, 1 / 64  # at how many points a deformation's slope is measured, and over what part of the box and of the period
 
 
@@ -54,10 +55,18 @@ class StepContext:
 
     def generator(self, stream: str) -> torch.Generator:
         """A generator for one named stream of this step."""
+        return torch.Generator().manual_seed(self._key(self.step, stream))
+
+    def sobol(self, points: int) -> Float[Tensor, "6 P"]:
+        """This step's P of a scrambled Sobol sequence's points in [0,1)^6: each alone is uniform, and those of a stage lie evenly."""
+        engine = torch.quasirandom.SobolEngine(6, scramble=True, seed=self._key("all", "camera"))
+        return engine.fast_forward(self.step * points).draw(points).T.clamp(max=1 - EPSILON)
+
+    def _key(self, step: int | str, stream: str) -> int:
         retry = f"/{self.retry}" if self.retry else ""
         rank = f"/rank {self.rank}" if self.rank and stream not in ALIKE else ""
-        key = hashlib.blake2b(f"{self.seed}/{self.stage}/{self.step}/{stream}{retry}{rank}".encode(), digest_size=8)
-        return torch.Generator().manual_seed(int.from_bytes(key.digest(), "big") >> 1)
+        key = hashlib.blake2b(f"{self.seed}/{self.stage}/{step}/{stream}{retry}{rank}".encode(), digest_size=8)
+        return int.from_bytes(key.digest(), "big") >> 1
 
 
 @dataclass
@@ -76,16 +85,15 @@ def draw_branch(stage: Stage, generator: torch.Generator, progress: float) -> st
     return "image" if coins[1] < stage.p_image else "video"
 
 
-def frame_times(frames: int, generator: torch.Generator) -> Float[Tensor, " F"]:
-    """F consecutive times t0 + k / F with t0 uniform in [0, 1/F) (released code, `sample_rand_frames: t0`)."""
-    return (torch.rand((), generator=generator) + torch.arange(frames)) / frames
+def frame_times(frames: int, first: Tensor) -> Float[Tensor, " F"]:
+    """F consecutive times (first + k) / F for `first` uniform in [0,1) (released code, `sample_rand_frames: t0`)."""
+    return (first + torch.arange(frames)) / frames
 
 
-def draw_cameras(context: StepContext, groups: int, turns: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Cameras [groups*turns 4 4] and fovy [groups*turns]: a group shares elevation, distance and fovy and looks from
+def draw_cameras(context: StepContext, u: Float[Tensor, "5 G"], turns: int) -> tuple[Tensor, Tensor]:
+    """Cameras [G*turns 4 4] and fovy [G*turns] from numbers uniform in [0,1): a group shares elevation, distance and fovy and looks from
     `turns` azimuths 360/turns degrees apart. A fair coin picks elevations uniform in angle or in area on the sphere."""
-    cameras = context.recipe.cameras
-    u = torch.rand(5, groups, generator=generator)
+    cameras, groups = context.recipe.cameras, u.shape[1]
     low, high = (math.radians(a) for a in cameras.elevation)
     by_angle = low + (high - low) * u[0]
     first, last = (a / 90 for a in cameras.elevation) if cameras.flat_area else (math.sin(low), math.sin(high))
@@ -100,18 +108,22 @@ def draw_cameras(context: StepContext, groups: int, turns: int, generator: torch
 
 def draw_shot(branch: str, context: StepContext) -> Shot:
     """V views, each a camera at a context: 4 cameras 90 degrees apart at one time (3D), single cameras at one time
-    (image), or one camera at F consecutive times (video)."""
+    (image), or one camera at F consecutive times (video). With `sobol`, cameras and times are a Sobol sequence's."""
     settings = context.branch(branch)
     coarse = settings.coarse if context.progress < settings.fine_from else None
     size, groups = (settings.size, settings.groups) if coarse is None else (coarse, settings.coarse_groups)
-    generator = context.generator("camera")
-    c2w, fovy = draw_cameras(context, groups, 4 if branch == "multiview" else 1, generator)
-    times = frame_times(context.recipe.frames, generator)
+    generator, frames = context.generator("camera"), context.recipe.frames
+    if context.settings.sobol:
+        azimuth, moment, *rest = context.sobol(groups)  # the first are spread best
+        u, first, pick = torch.stack([*rest, azimuth]), moment[0] * frames % 1, int(moment[0] * frames)
+    else:
+        u, first = torch.rand(5, groups, generator=generator), torch.rand((), generator=generator)
+        pick = int(torch.randint(frames, (), generator=generator))
+    c2w, fovy = draw_cameras(context, u, 4 if branch == "multiview" else 1)
+    times = frame_times(frames, first)
     if branch == "video":
-        frames = len(times)
         times = times - times[0] if settings.clean_first else times
         return Shot(c2w.expand(frames, 4, 4), fovy.expand(frames), times, size)
-    pick = int(torch.randint(len(times), (), generator=generator))
     still = torch.rand((), generator=generator) < settings.still.at(context.progress)
     time = times[pick] if context.settings.moving and not still else torch.tensor(0.0)
     return Shot(c2w, fovy, time.expand(len(c2w)), size)

@@ -45,7 +45,7 @@ def nano() -> Recipe:
         ),
         stage3=Stage(
             450, 0.67, 0.1, LearningRates(2e-2, 2.2e-2, 2e-3, 0.0, 1e-2), moving, image, video,
-            moving=True, dynamic_always=True, l1_time=0.06, dilation=1, alpha_thre=1e-5, lr_decay=Ramp(1.0, 0.1, 0.7, 1.0),
+            moving=True, dynamic_always=True, sobol=True, l1_time=0.06, dilation=1, alpha_thre=1e-5, lr_decay=Ramp(1.0, 0.1, 0.7, 1.0),
             odds_3d=Ramp(1.0, 20.0, 0.3, 0.5), opaque=Ramp(0.0, 2000.0, 0.5, 0.9),  # mean of a shot: below some hundreds nothing
         ),
         field=Field(Grid(4, 4, 16, 8, 2.0), Grid(4, 4, 16, 8, 1.6), hidden=32, density_power=2.0, deformation=Grid(4, 4, 16, 4, 1.6)),
@@ -237,7 +237,7 @@ PAPER = {
     "stage?.moving": "[P] Algorithm 1, [C]",
     "stage?.dynamic_always": "[P] Algorithm 1, [C]",
     "stage?.lr_decay.*": "[C] constant rates",
-    "stage?.[dl][i1]*": "[C] none",  # dilation, l1_time
+    "stage?.[dls][i1o]*": "[C] none",  # dilation, l1_time, sobol
     "stage?.alpha_thre": "[C] as march.alpha_thre",
     "stage3.blob.*": "[C] 0.5 to 5 over 50 000 steps; not in [P]",
     "stage?.[bs][lp]*": "[C]; not in [P]",

@@ -46,14 +46,14 @@ def test_odds_of_the_3d_branch(p_3d: float, late: float):
 
 def test_frame_times_are_consecutive_and_start_in_the_first_interval():
     for k in range(50):
-        times = frame_times(16, torch.Generator().manual_seed(k))
+        times = frame_times(16, torch.rand((), generator=torch.Generator().manual_seed(k)))
         assert 0 <= times[0] < 1 / 16 and times[-1] < 1
         assert torch.allclose(times.diff(), torch.full((15,), 1 / 16))
 
 
 def test_cameras_of_a_group_stand_ninety_degrees_apart_and_share_the_rest(tiny):
     recipe = dataclasses.replace(tiny, cameras=dataclasses.replace(tiny.cameras, fovy=(15.0, 60.0)))
-    c2w, fovy = draw_cameras(StepContext(recipe, 0, 1, 0), 3, 4, torch.Generator().manual_seed(3))
+    c2w, fovy = draw_cameras(StepContext(recipe, 0, 1, 0), torch.rand(5, 3, generator=torch.Generator().manual_seed(3)), 4)
     position = c2w[:, :3, 3].unflatten(0, (3, 4))
     azimuth = torch.atan2(position[..., 1], position[..., 0])
     turn = torch.rad2deg(azimuth.diff(dim=1)) % 360
@@ -67,7 +67,7 @@ def test_cameras_of_a_group_stand_ninety_degrees_apart_and_share_the_rest(tiny):
 
 def test_elevation_is_uniform_in_angle_or_in_area(tiny):
     """The mean of sin(elevation) lies between that of the two laws, halfway."""
-    draws = [draw_cameras(StepContext(tiny, 0, 1, 0), 1, 1, torch.Generator().manual_seed(k))[0] for k in range(3000)]
+    draws = [draw_cameras(StepContext(tiny, 0, 1, 0), torch.rand(5, 1), 1)[0] for _ in range(3000)]
     sine = torch.stack([c[0, 2, 3] / c[0, :3, 3].norm() for c in draws])
     top = math.radians(30)
     by_angle, by_area = (1 - math.cos(top)) / top, math.sin(top) / 2
@@ -84,6 +84,32 @@ def test_shots(tiny, stage, branch, count):
         assert (shot.time == 0).all()
     moving = draw_shot("multiview", StepContext(tiny, 5, 3, 1))
     assert len(moving.time.unique()) == 1 and moving.time[0] > 0
+
+
+def test_views_of_a_sobol_sequence_are_spread_evenly(tiny):
+    """Of 256 steps each 256th of the circle and of the period is looked at once, from each group a point of its own; runs differ."""
+    tiny = config.override(tiny, "stage3.sobol=true")
+    contexts = [StepContext(tiny, 5, 3, step) for step in range(256)]
+    shots = [draw_shot("image", context) for context in contexts]
+    moments = torch.cat([shot.time for shot in shots])
+    azimuths = torch.cat([shot.azimuth() for shot in shots]).div(2 * math.pi) % 1
+    for spread in (moments, azimuths):
+        assert (spread * 256 % 256).floor().sort().values.tolist() == [*range(256)]
+    quadrants = torch.stack([(moments * 16).floor(), (azimuths * 16).floor()])
+    assert len(quadrants.unique(dim=1)[0]) == 256  # and each of 16 x 16 pairs once
+    clips = [draw_shot("video", context).time for context in contexts]
+    assert all((clip[0] * 8 < 1) and torch.allclose(clip.diff(), torch.tensor(1 / 8)) for clip in clips)
+    assert all(((clip - moment).abs() < 1e-6).sum() == 1 for clip, moment in zip(clips, moments, strict=True))
+    assert torch.equal(torch.cat([context.sobol(1) for context in contexts[:8]], 1), contexts[0].sobol(8))
+    changed = ({"seed": 6}, {"stage": 2}, {"retry": 1}, {"rank": 1})
+    others = [dataclasses.replace(contexts[0], **change) for change in changed]
+    assert len({other.sobol(1)[0].item() for other in (contexts[0], *others)}) == 5
+
+
+def test_a_sobol_sequence_is_uniform_below_one(tiny):
+    u = torch.cat([StepContext(tiny, seed, 1, 0).sobol(4096) for seed in range(4)], 1)
+    assert u.shape == (6, 16384) and 0 <= u.min() and u.max() < 1
+    assert torch.allclose(u.mean(1), torch.full((6,), 0.5), atol=1e-3) and torch.allclose(u.var(1), torch.full((6,), 1 / 12), atol=1e-3)
 
 
 def test_late_views_of_one_moment_are_of_the_first(tiny):

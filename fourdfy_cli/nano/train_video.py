@@ -25,7 +25,7 @@ LOUD = 0.25  # standard deviation of a motion word's fresh embedding; other word
 STILL = 0.12  # of the captions name no motion, and their clips stand still
 LATE = 350  # noise level from which on the input may be wrong: below it, the clip shows where everything is
 BLIND = 950  # from here on a still clip can hardly be told from a moving one: sqrt(abar) times their distance (50 to 100) is below 2
-LEVELS = ((0.25, 0, LATE), (0.55, LATE, BLIND), (0.2, BLIND, 1000))  # share of the draws, from level, to level
+LEVELS = ((0.15, 0, LATE), (0.55, LATE, BLIND), (0.3, BLIND, 1000))  # share of the draws, from level, to level
 WRONG = {"right": 0.2, "still": 0.3, "damped": 0.15, "other": 0.1, "shifted": 0.08, "mixed": 0.07, "faded": 0.1}  # shares of inputs
 RENDERED = 0.25  # of the inputs are pictures of scenes, where there is a file of them (renders.py)
 

@@ -470,6 +470,11 @@ def test_spots_are_eyes_and_noses():
         and half[seen] == pytest.approx(0.5 * whole[seen], abs=1e-4)
     )
     assert (mean(whole), mean(half)) == pytest.approx((1, 0.5), abs=1e-4)
+    green = truth(Subject("cat", "green"), shot)
+    true, solid = green.over(0.6), green.rgba[..., 3] > 0.5
+    brighter = np.where((np.ptp(true, -1) > 0.15)[..., None], np.minimum(1.5 * true, 1), true)
+    assert np.isnan(spots(true, true, solid)).tolist() == (~seen).tolist()  # its shady side is no eye
+    assert mean(spots(brighter, true, solid)) > 1  # and eyes stand out more if all else is brighter
     ball = truth(Subject("ball", "orange"), shot)
     assert mean(spots(true, ball.over(0.6), ball.rgba[..., 3] > 0.5)) is None and mean(np.array([np.nan, 1.0, 2.0])) == 1.5
 

@@ -42,7 +42,7 @@ def recipe() -> Recipe:
     falling, opaque = Ramp(1.0, 0.1, 0.6, 1.0), constant(1.0)
     multiview = dataclasses.replace(tiny.stage3.multiview, scale=3.0, low=constant(0.02), high=constant(0.3))
     stages["stage3"] = dataclasses.replace(
-        stages["stage3"], lr=rates, lr_decay=falling, opaque=opaque, multiview=multiview, odds_3d=constant(1.0), l1_time=0.0
+        stages["stage3"], lr=rates, lr_decay=falling, opaque=opaque, multiview=multiview, odds_3d=constant(1.0), sobol=False, l1_time=0.0
     )
     return dataclasses.replace(tiny, field=field, vsd=dataclasses.replace(tiny.vsd, rank=1), **stages)
 
