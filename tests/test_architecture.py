@@ -165,7 +165,7 @@ def test_files_are_read_safely(name: str):
 
 @pytest.mark.parametrize("name", [n for n in TREES if part(n) != "nano"])
 def test_every_draw_names_its_generator(name: str):
-    """No global random state: torch draws take generator=, NumPy draws come from a seeded default_rng."""
+    """No global random state: torch draws take generator=, NumPy draws come from a seeded default_rng, a Sobol engine is told its seed."""
     assert "random" not in module_level(TREES[name])
     for call in calls(TREES[name]):
         function = ast.unparse(call.func)
@@ -174,7 +174,8 @@ def test_every_draw_names_its_generator(name: str):
             assert any(k.arg == "generator" for k in call.keywords), f"{name}:{call.lineno} {function}"
         if method in {"uniform_", "normal_", "bernoulli_", "random_", "exponential_"}:
             assert any(k.arg == "generator" for k in call.keywords), f"{name}:{call.lineno} {function}"
-        assert not owner.endswith("random") or (method == "default_rng" and call.args), f"{name}:{call.lineno} {function}"
+        seeded = (method == "default_rng" and call.args) or (method == "SobolEngine" and any(k.arg == "seed" for k in call.keywords))
+        assert not owner.endswith("random") or seeded, f"{name}:{call.lineno} {function}"
 
 
 @pytest.mark.parametrize("name", TREES)
